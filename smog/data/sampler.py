@@ -1,0 +1,82 @@
+"""Batches by arithmetic: batch ``step`` is a function of (seed, step) alone, so a resume just starts counting later."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from smog.config import Config
+from smog.data.images import Images
+from smog.data.views import two_views
+from smog.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``views`` uint8 [2, batch, size, size, 3]; ``bad`` the images that did not decode, path -> reason."""
+
+    views: torch.Tensor
+    bad: dict[str, str]
+
+
+class Batches(Dataset):
+    """The batches of a run, numbered by step. An epoch is a permutation; its incomplete last batch is left out."""
+
+    def __init__(self, config: Config, images: Images) -> None:
+        check_batch(config, len(images))
+        self.seed, self.views, self.batch = config.seed, config.views, config.optim.batch
+        self.images = images
+        self.per_epoch = len(images) // self.batch
+
+    def indices(self, step: int) -> np.ndarray:
+        """Return the images of a step, int64 [batch]."""
+        epoch, place = divmod(step, self.per_epoch)
+        return _permutation(self.seed, epoch, len(self.images))[place * self.batch : (place + 1) * self.batch]
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, size = step // self.per_epoch, self.views.size
+        views = np.empty((2, self.batch, size, size, 3), np.uint8)
+        for place, index in enumerate(self.indices(step).tolist()):
+            two_views(self.images[index], self.views, self.seed, epoch, index, views[:, place])
+        return Batch(torch.from_numpy(views), dict(self.images.bad))
+
+
+def check_batch(config: Config, images: int) -> None:
+    """Refuse a batch that is larger than the set of training images."""
+    if images < config.optim.batch:
+        raise UsageError(
+            f"optim.batch={config.optim.batch} is above the {images} training images; take optim.batch={images} or less"
+        )
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(count)
+
+
+def loader(batches: Batches, start: int, stop: int, workers: int) -> Iterator[Batch]:
+    """Yield the batches from step ``start`` to before ``stop``, made in ``workers`` processes or, at 0, in this one."""
+    return iter(
+        DataLoader(
+            batches,
+            batch_size=None,  # a batch is made whole in one process, so that nothing small crosses between them
+            sampler=range(start, stop),
+            num_workers=workers,
+            # forked from this process, workers notice when it is killed; from a fork server they would stay for ever
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # its own, or every start of a loader would draw from the run's
+        )
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

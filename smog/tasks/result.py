@@ -1,0 +1,99 @@
+"""From a finished run to one result file: features, the task's own function, and all that the number stands on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smog.checkpoint import load_backbone
+from smog.config import Config, group_id, load, run_id
+from smog.data.images import Images, open_images
+from smog.data.views import normalize, whole_view
+from smog.environment import now, peak_memory, provenance
+from smog.errors import RunError, UsageError
+from smog.store import write_json
+from smog.tasks import protocol
+from smog.training import DONE, choose_device, device_name, precision
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Features:
+    """Frozen features of a data set: float32 [n, d], labels int64 [n], for train and val."""
+
+    train: Tensor
+    train_labels: Tensor
+    val: Tensor
+    val_labels: Tensor
+    classes: int
+
+
+def compute(folder: Path, task: str, chosen: Any, module: ModuleType, path: Path) -> None:
+    """Compute a task and write its result."""
+    if not (folder / DONE).exists():
+        raise UsageError(f"run {folder.name} is not finished; run the same `smog train` again to finish it")
+    config = load(folder / "config.yaml")
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
+    started = time.monotonic()
+    features = features_of(folder, config)
+    metrics = module.compute(features, chosen)
+    write_json(
+        path,
+        {
+            "run_id": run_id(config),
+            "group_id": group_id(config),
+            "seed": config.seed,
+            "task": task,
+            "protocol": protocol(task, chosen),
+            "settings": asdict(chosen),
+            "metrics": metrics,
+            "cost": {
+                "seconds": round(time.monotonic() - started, 3),
+                "device": device_name(choose_device(config.runtime.device)),
+                "peak_memory": peak_memory(),
+            },
+            "inputs": {"data": config.data.fingerprint, "train": len(features.train), "val": len(features.val)},
+            "provenance": provenance(),
+            "created": now(),
+        },
+    )
+
+
+_last: tuple[Path, Features] | None = None
+
+
+def features_of(folder: Path, config: Config) -> Features:
+    """Return the features of a run's backbone; those of the last run stay in memory for its other tasks."""
+    global _last
+    if _last is None or _last[0] != folder.resolve():
+        device = choose_device(config.runtime.device)
+        backbone = load_backbone(folder).to(device).to(memory_format=torch.channels_last)
+        images = {split: open_images(config, split) for split in ("train", "val")}
+        train, val = (_extract(backbone, images[split], config, device) for split in ("train", "val"))
+        labels = {split: torch.from_numpy(images[split].labels) for split in images}
+        found = Features(train, labels["train"], val, labels["val"], len(images["train"].classes))
+        _last = folder.resolve(), found
+    return _last[1]
+
+
+@torch.inference_mode()
+def _extract(backbone: torch.nn.Module, images: Images, config: Config, device: torch.device) -> Tensor:
+    half = precision(config, device) == "bf16"
+    parts = []
+    for start in range(0, len(images), BATCH):
+        views = [whole_view(images[i], config.views.size) for i in range(start, min(start + BATCH, len(images)))]
+        batch = normalize(torch.stack([torch.from_numpy(view) for view in views]), device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            parts.append(backbone(batch).float().cpu())
+    features = torch.cat(parts)
+    if not torch.isfinite(features).all():
+        raise RunError("the backbone gives features that are not finite: the run has diverged")
+    return features

@@ -1,0 +1,170 @@
+"""Speed as ratios against peers in the same run: ``make bench`` (or ``only=views,groups,step format=json``)."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from smog.__main__ import take, take_json
+from smog.config import compose
+from smog.data.sources import with_fingerprint
+from smog.data.views import normalize
+from smog.environment import machine
+from smog.errors import UsageError, exit_code, nearest
+
+PAIRS = 15  # measurements of ours and the peer's in turn; the medians are compared
+
+
+def paired(ours: Callable[[], Any], peer: Callable[[], Any], pairs: int = PAIRS) -> tuple[float, float, float]:
+    """Return the median seconds of both and the median of the ratios pair by pair, after two calls to warm up."""
+    times = [(_seconds(ours), _seconds(peer)) for _ in range(pairs + 2)][2:]
+    ratio = statistics.median(one / other for one, other in times)
+    return statistics.median(one for one, _ in times), statistics.median(other for _, other in times), ratio
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def bench_step() -> Iterator[dict[str, Any]]:
+    """A whole training step of the demo, images to updated weights, against the passes of its networks alone."""
+    from smog.training import Run
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = with_fingerprint(compose(["recipe=demo", f"runtime.store={folder}", "optim.epochs=1000"]))
+        run = Run(config, Path(folder) / "run")
+        steps = iter(range(10**6))
+
+        def step() -> None:
+            run.step = next(steps)
+            run._one_step(run.batches[run.step])
+
+        views = torch.stack([normalize(view, run.device) for view in run.batches[0].views])
+        ours, peer, ratio = paired(step, lambda: passes(run, views))
+    yield row("step", ours, peer, ratio, "its networks' forward and backward passes alone", "s")
+
+
+def passes(run: Any, views: torch.Tensor) -> None:
+    """Forward and backward of the online networks and forward of the momentum branch, on the same views."""
+    method = run.method
+    online, other = method._roles(views, 0)
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        q = method.predictor(method.projector(method.backbone(online)))
+        with torch.no_grad():
+            method.momentum_branch(other)
+    q.float().square().mean().backward()
+    run.optimizer.zero_grad()
+
+
+def bench_views() -> Iterator[dict[str, Any]]:
+    """Two views of a cached image at the demo's size, against torchvision's transforms on PIL images."""
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = with_fingerprint(compose(["recipe=demo", f"runtime.store={folder}", "data.train_images=256"]))
+        from smog.data.images import open_images
+        from smog.data.sampler import Batches
+
+        images = open_images(config, "train")
+        batches = Batches(config, images)
+        v = config.views
+        transforms = [
+            v2.Compose(
+                [
+                    v2.RandomResizedCrop(v.size, (v.scale_min, v.scale_max)),
+                    v2.RandomHorizontalFlip(v.flip),
+                    v2.RandomApply([v2.ColorJitter(v.brightness, v.contrast, v.saturation, v.hue)], v.jitter),
+                    v2.RandomGrayscale(v.gray),
+                    v2.RandomApply([v2.GaussianBlur(3, (v.blur_sigma_min, v.blur_sigma_max))], view.blur),
+                    v2.RandomSolarize(128, view.solarize),
+                    v2.PILToTensor(),
+                ]
+            )
+            for view in (v.first, v.second)
+        ]
+        pictures = [Image.fromarray(images[i]) for i in range(config.optim.batch)]
+        ours, peer, ratio = paired(
+            lambda: batches[0], lambda: [[t(picture) for t in transforms] for picture in pictures], pairs=7
+        )
+    count = 2 * config.optim.batch
+    yield row("views", ours / count, peer / count, ratio, "torchvision v2 on PIL", "s a view")
+
+
+def bench_groups() -> Iterator[dict[str, Any]]:
+    """Assign, update, loss and backward at batch 1024, K 3000, d 128, against lightly's modules."""
+    from lightly.models.modules.heads import SMoGPrototypes
+
+    from smog.grouping import GroupBank
+
+    generator = torch.Generator().manual_seed(0)
+    bank = GroupBank(3000, 128, 0.99, 3000)
+    peer_bank = SMoGPrototypes(bank.groups.clone(), 0.99)
+    z, q = (F.normalize(torch.randn(1024, 128, generator=generator), dim=1).requires_grad_() for _ in range(2))
+    target = torch.randint(3000, (1024,), generator=generator)
+
+    def ours() -> None:
+        F.cross_entropy(bank.logits(q, bank.updated(z), 0.1), target).backward()
+
+    def peer() -> None:
+        F.cross_entropy(peer_bank(q, peer_bank.get_updated_group_features(z), 0.1), target).backward()
+
+    yield row("groups", *paired(ours, peer, pairs=7), "lightly's SMoGPrototypes", "s")
+
+
+def row(name: str, ours: float, peer: float, ratio: float, peer_name: str, unit: str) -> dict[str, Any]:
+    """One line of the table, as interface.md has it."""
+    what = machine()
+    where = f"{what['processor']}, {what['cores']} cores, {torch.get_num_threads()} threads"
+    return {
+        "name": name,
+        "ours": ours,
+        "peer": peer,
+        "peer_name": peer_name,
+        "unit": unit,
+        "ratio": ratio,
+        "machine": where,
+    }
+
+
+BENCHES = {"step": bench_step, "views": bench_views, "groups": bench_groups}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmarks that are asked for and print one table."""
+    as_json, rest = take_json(list(arguments))
+    only, rest = take(rest, "only", ",".join(BENCHES))
+    if rest:
+        raise UsageError(f"unknown argument {rest[0]!r}{nearest(rest[0], ('only', 'format'))}")
+    names = only.strip("[]").split(",")
+    unknown = [name for name in names if name not in BENCHES]
+    if unknown:
+        raise UsageError(f"no benchmark {unknown[0]!r}{nearest(unknown[0], BENCHES)}")
+    rows = [line for name in names for line in BENCHES[name]()]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    for line in rows:
+        print(
+            f"{line['name']:>8}  ours {line['ours']:.4g} {line['unit']}, {line['peer']:.4g} with {line['peer_name']}: "
+            f"ratio {line['ratio']:.3f}"
+        )
+    print(f"on {rows[0]['machine']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main, sys.argv[1:]))

@@ -1,0 +1,136 @@
+import math
+import statistics
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from reports.stats import Measure, decimals, holm, indistinct, paired, summarise
+
+EXAMPLES = settings(max_examples=40, deadline=None)  # a deadline fails on a machine that others share
+PERCENT = st.integers(0, 100_000).map(lambda number: number / 1000)
+CELL = st.dictionaries(st.integers(0, 9), PERCENT, min_size=1)
+TWO = st.lists(st.tuples(PERCENT, PERCENT), min_size=2, max_size=8)
+
+
+@EXAMPLES
+@given(st.lists(PERCENT, min_size=2, max_size=8))
+def test_summary_is_scipys(values):
+    found = summarise(values)
+    assert found.n == len(values)
+    assert found.mean == pytest.approx(statistics.fmean(values))
+    assert found.sd == pytest.approx(statistics.stdev(values), abs=1e-9)
+    if found.low is None:
+        assert len(set(values)) == 1
+    else:
+        low, high = stats.t.interval(0.95, len(values) - 1, found.mean, stats.sem(values))
+        assert (found.low, found.high) == pytest.approx((low, high), rel=1e-6, abs=1e-6)
+
+
+def test_one_value_has_no_spread_and_none_has_nothing():
+    assert (summarise([3.0]).mean, summarise([3.0]).sd, summarise([3.0]).low) == (3.0, None, None)
+    assert (summarise([]).n, summarise([]).mean) == (0, None)
+
+
+@EXAMPLES
+@given(TWO)
+def test_paired_is_scipys(pairs):
+    cell, other = ({seed: pair[side] for seed, pair in enumerate(pairs)} for side in (0, 1))
+    found = paired(cell, other)
+    differences = [a - b for a, b in pairs]
+    assert found.n == len(pairs)
+    assert found.difference == pytest.approx(statistics.fmean(differences), abs=1e-9)
+    if found.p is None:
+        assert max(differences) - min(differences) < 1e-8
+    else:
+        oracle = stats.ttest_rel(*zip(*pairs, strict=True))
+        assert found.p == pytest.approx(oracle.pvalue, rel=1e-6)
+        assert (found.low, found.high) == pytest.approx(tuple(oracle.confidence_interval(0.95)), rel=1e-6, abs=1e-6)
+
+
+@EXAMPLES
+@given(CELL)
+def test_a_cell_does_not_differ_from_itself(cell):
+    found = paired(cell, cell)
+    assert (found.n, found.difference, found.low, found.p) == (len(cell), 0, None, None)
+
+
+@EXAMPLES
+@given(TWO, st.randoms())
+def test_the_order_of_seeds_changes_nothing(pairs, random):
+    cell, other = ({seed: pair[side] for seed, pair in enumerate(pairs)} for side in (0, 1))
+    seeds = list(cell)
+    random.shuffle(seeds)
+    assert paired({seed: cell[seed] for seed in seeds}, other) == paired(cell, other)
+
+
+@EXAMPLES
+@given(TWO)
+def test_swapping_the_cells_swaps_the_sign(pairs):
+    cell, other = ({seed: pair[side] for seed, pair in enumerate(pairs)} for side in (0, 1))
+    there, back = paired(cell, other), paired(other, cell)
+    assert there.difference == pytest.approx(-back.difference, abs=1e-12)
+    assert there.p == pytest.approx(back.p) if there.p is not None else back.p is None
+
+
+def test_only_common_seeds_count():
+    found = paired({0: 1.0, 1: 2.0, 5: 90.0}, {0: 0.5, 1: 1.0, 2: 50.0})
+    assert found.n == 2
+    assert found.difference == pytest.approx(0.75)
+    assert paired({0: 1.0}, {1: 1.0}).difference is None
+
+
+def test_one_seed_and_equal_differences_have_no_interval():
+    assert paired({0: 2.0}, {0: 1.0}).low is None
+    shifted = paired({0: 2.1, 1: 3.1, 2: 9.1}, {0: 2.0, 1: 3.0, 2: 9.0})
+    assert shifted.difference == pytest.approx(0.1)
+    assert (shifted.low, shifted.p) == (None, None)
+
+
+def test_indistinct():
+    best = {0: 50.0, 1: 51.0, 2: 52.0}
+    assert indistinct(best, best)
+    assert indistinct({0: 50.5, 1: 50.0, 2: 52.1}, best)
+    assert not indistinct({0: 40.0, 1: 41.5, 2: 42.0}, best)
+    assert not indistinct({0: 49.0, 1: 50.0, 2: 51.0}, best)  # lower by 1 at each seed
+    assert not indistinct({0: 50.0}, best)  # one seed decides nothing
+
+
+@settings(EXAMPLES, max_examples=8)  # statsmodels takes a tenth of a second a call
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=8))
+def test_holm_is_statsmodels_with_missing_comparisons_in_the_family(p_values):
+    found = holm(p_values)
+    assert [p is None for p in found] == [p is None for p in p_values]
+    if any(p is not None for p in p_values):
+        oracle = multipletests([1.0 if p is None else p for p in p_values], method="holm")[1]
+        assert [p for p in found if p is not None] == pytest.approx(
+            [a for a, p in zip(oracle, p_values, strict=True) if p is not None]
+        )
+
+
+def measure(values, images):
+    return Measure("knn", "aaaaaaaa", "top1", dict.fromkeys(range(len(values)), "run"), dict(enumerate(values)), images)
+
+
+@pytest.mark.parametrize(
+    ("values", "images", "expected"),
+    [
+        ([40.0, 41.0, 42.0], 50_000, 1),  # sd 1.0: two digits
+        ([40.0, 45.0, 50.0], 50_000, 0),  # sd 5
+        ([40.0, 40.2, 40.4], 50_000, 2),  # sd 0.20
+        ([40.0, 40.2, 40.4], 1000, 1),  # the test set knows 0.1
+        ([40.0, 40.2, 40.4], 500, 0),  # the test set knows 0.2
+        ([40.0], 10_000, 2),  # no error: what the test set allows
+        ([], None, 3),
+    ],
+)
+def test_decimals(values, images, expected):
+    assert decimals([measure(values, images)]) == expected
+
+
+@EXAMPLES
+@given(st.lists(PERCENT, min_size=2, max_size=5), st.sampled_from([100, 500, 2000, 10_000, 50_000]))
+def test_decimals_never_pass_the_test_set(values, images):
+    assert 10.0 ** -decimals([measure(values, images)]) >= 100 / images * (1 - 1e-9) or math.isclose(images, 100)

@@ -1,0 +1,214 @@
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from made_store import TASKS, cell, made_grid, record, run_id
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from reports.tables import grid_table, to_csv, to_html, to_json, to_latex, to_markdown
+from smog.errors import UsageError
+from smog.store import result_path
+
+HOSTILE = '<script>alert("1")</script> \\input{x} & 5% $_^~#{}| [a] \u4e2d\n*b*'
+
+
+def rows_of(text):
+    return {row["cell"] + "/" + row["task"]: row for row in csv.DictReader(io.StringIO(text))}
+
+
+def texts(table):
+    return {row.label: [one.text for one in row.cells] for row in table.rows}
+
+
+def test_rows_stand_in_order_with_the_references_first(tmp_path):
+    made = made_grid(tmp_path)
+    table = grid_table(tmp_path, made)
+    assert [row.label for row in table.rows] == ["raw pixels", "untrained", "30", "100", "300", "1000"]
+    assert grid_table(tmp_path, made | {"cells": made["cells"][::-1]}) == table
+    assert texts(table)["300"][0] == "300 (baseline)"
+    assert (table.planned, table.missing) == (36, 0)
+
+
+def test_numbers_are_those_of_scipy_and_statsmodels(tmp_path):
+    lines = rows_of(to_csv(grid_table(tmp_path, made_grid(tmp_path))))
+    values = {
+        label: list(map(float, lines[f"{label}/knn"]["values"].split())) for label in ("30", "100", "300", "1000")
+    }
+    tests = {label: stats.ttest_rel(values[label], values["300"]) for label in ("30", "100", "1000")}
+    adjusted = multipletests([test.pvalue for test in tests.values()], method="holm")[1]
+    for (label, test), p in zip(tests.items(), adjusted, strict=True):
+        line, interval = lines[f"{label}/knn"], test.confidence_interval(0.95)
+        assert [float(line[name]) for name in ("low", "high", "p", "p_holm")] == pytest.approx(
+            [interval.low, interval.high, test.pvalue, p]
+        )
+    assert lines["300/knn"]["difference"] == lines["30/linear"]["difference"] == ""
+
+
+def test_csv_names_the_runs(tmp_path):
+    made = made_grid(tmp_path)
+    line = rows_of(to_csv(grid_table(tmp_path, made)))["100/linear"]
+    runs = next(one["runs"] for one in made["cells"] if one["label"] == "100")
+    assert line["runs"].split() == [runs[seed] for seed in line["seeds"].split()]
+    assert (line["n"], line["planned"], line["values"]) == ("3", "3", "50.9 51.7 51.8")
+
+
+def test_bold_marks_the_ties_and_never_a_reference(tmp_path):
+    reference = {"axis": None, "reference": True}
+    cells = [
+        cell(tmp_path, "oracle", None, {"knn": [99.0, 99.1, 99.3]}, **reference),
+        cell(tmp_path, "low", 1, {"knn": [10.0, 11.1, 12.0]}, baseline=True),
+        cell(tmp_path, "tie", 2, {"knn": [49.6, 51.4, 51.5]}),
+        cell(tmp_path, "best", 3, {"knn": [50.0, 51.0, 52.0]}),
+    ]
+    table = grid_table(tmp_path, record(cells, tasks={"knn": TASKS["knn"]}))
+    assert {row.label for row in table.rows if "best" in row.cells[1].marks} == {"tie", "best"}
+    assert to_markdown(table).count("**") == to_latex(table).count(r"\textbf") * 2 == 4
+
+
+def test_missing_results_are_said_and_never_best(tmp_path):
+    cells = [
+        cell(tmp_path, "a", 1, {"knn": [50.0, 51.0, 52.0]}, baseline=True),
+        cell(tmp_path, "b", 2, {"knn": [70.0, None, 72.0]}),
+        cell(tmp_path, "c", 3, {"knn": [None, None, None]}),
+        cell(tmp_path, "tie", 4, {"knn": [50.5, None, 51.0]}),
+    ]
+    table = grid_table(tmp_path, record(cells, tasks={"knn": TASKS["knn"]}))
+    shown = texts(table)
+    assert table.missing == 5
+    assert shown["b"][1] == "71.0 ± 1.4 (2/3)"
+    assert shown["b"][2] == "2/3"
+    assert shown["b"][3].endswith("(n = 2)")
+    assert shown["c"][1:] == ["-- (0/3)", "0/3", "--", "--"]
+    assert {row.label for row in table.rows if "best" in row.cells[1].marks} == {"a"}
+    assert "5 of 12 results are missing" in table.caption
+    for drawn in (to_markdown(table), to_latex(table), to_html(table)):
+        assert "2 of 3 results" in drawn
+    assert rows_of(to_csv(table))["c/knn"]["mean"] == ""
+
+
+def test_one_seed_has_no_spread_no_interval_and_no_bold(tmp_path):
+    cells = [cell(tmp_path, "a", 1, {"knn": [50.04]}, baseline=True), cell(tmp_path, "b", 2, {"knn": [51.28]})]
+    table = grid_table(tmp_path, record(cells, tasks={"knn": TASKS["knn"]}))
+    assert texts(table) == {"a": ["a (baseline)", "50.0", "1", "", ""], "b": ["b", "51.3", "1", "+1.2", ""]}
+    assert "One seed" in table.caption
+    assert "**" not in to_markdown(table)
+    assert " 50.0 |" in to_markdown(table)
+
+
+def test_a_spread_that_rounds_to_zero_keeps_a_digit(tmp_path):
+    cells = [cell(tmp_path, "a", 1, {"knn": [50.0, 50.02, 50.04]}, baseline=True)]
+    assert texts(grid_table(tmp_path, record(cells, tasks={"knn": TASKS["knn"]})))["a"][1] == "50.0 ± 0.02"
+
+
+def test_equal_differences_are_said(tmp_path):
+    cells = [
+        cell(tmp_path, "a", 1, {"knn": [50.0, 51.0]}, baseline=True),
+        cell(tmp_path, "b", 2, {"knn": [51.0, 52.0]}),
+    ]
+    table = grid_table(tmp_path, record(cells, tasks={"knn": TASKS["knn"]}))
+    assert texts(table)["b"][3:] == ["+1.0", ""]
+    assert any("no t interval" in note for note in table.notes)
+
+
+def test_a_run_that_serves_all_seeds_counts_once(tmp_path):
+    made = made_grid(tmp_path)
+    raw = next(one for one in made["cells"] if one["label"] == "raw pixels")
+    raw["runs"] = dict.fromkeys(raw["runs"], raw["runs"]["0"])
+    assert texts(grid_table(tmp_path, made))["raw pixels"][1:4] == ["38.4", "41.2", "1"]
+
+
+def test_several_axes_tell_each_cell(tmp_path):
+    cells = [
+        cell(tmp_path, "baseline", None, {"knn": [50.0, 51.0]}, axis=None, baseline=True),
+        cell(tmp_path, "x", "x", {"knn": [51.0, 52.5]}, axis="optim.b"),
+        cell(tmp_path, "9", 9, {"knn": [51.0, 52.5]}, axis="method.a"),
+    ]
+    axes = {"method.a": [1, 9], "optim.b": ["y", "x"]}
+    made = record(cells, tasks={"knn": TASKS["knn"]}, axes=axes, baseline={"method.a": 1, "optim.b": "y"})
+    table = grid_table(tmp_path, made)
+    assert [[one.text for one in row.cells[:2]] for row in table.rows] == [
+        ["", "baseline"], ["method.a", "9"], ["optim.b", "x"],
+    ]  # fmt: skip
+
+
+def test_the_caption_says_how(tmp_path):
+    caption = grid_table(tmp_path, made_grid(tmp_path)).caption
+    for words in ("Mean ± standard deviation", "n = 3 seeds (0, 1, 2)", "paired 95 % t interval", "Holm",
+                  "3 comparisons", "recipe demo", "data made", "epochs 6", "batch 256"):  # fmt: skip
+        assert words in caption
+
+
+def test_json_is_one_document_with_the_runs(tmp_path):
+    made = made_grid(tmp_path)
+    document = json.loads(to_json(grid_table(tmp_path, made)))
+    assert document["rows"][2]["measures"][0]["runs"] == next(o["runs"] for o in made["cells"] if o["label"] == "30")
+
+
+@pytest.mark.parametrize("change", [{"metric": "coco.ap"}, {"family": "bonferroni"}, {"cells": None}])
+def test_a_record_that_cannot_be_read_is_one_line(tmp_path, change):
+    made = {name: value for name, value in (made_grid(tmp_path) | change).items() if value is not None}
+    with pytest.raises(UsageError, match="num_groups"):
+        grid_table(tmp_path, made)
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    made = made_grid(tmp_path)
+    path = result_path(tmp_path / run_id("30", 0), "knn", TASKS["knn"])
+    path.write_text("{")
+    with pytest.raises(UsageError, match=str(path)):
+        grid_table(tmp_path, made)
+
+
+def hostile_table(store):
+    cells = [
+        cell(store, HOSTILE, 1, {"knn": [50.0, 51.0, None]}, baseline=True),
+        cell(store, "[2, 3]", 2, {"knn": [50.0, 51.5, 52.0]}),
+    ]
+    return grid_table(store, record(cells, tasks={"knn": TASKS["knn"]}, title=HOSTILE, axes={HOSTILE: [1, 2]}))
+
+
+class Tags(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.seen, self.text = set(), ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.add(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_html_and_markdown_escape(tmp_path):
+    table = hostile_table(tmp_path)
+    parsed = Tags(to_html(table))
+    assert "script" not in parsed.seen
+    assert HOSTILE in parsed.text
+    assert "<script" not in to_markdown(table)
+    lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {len(table.columns) + 1}
+    assert len(lines) == len(table.rows) + 2
+
+
+def test_latex_escapes(tmp_path):
+    drawn = to_latex(hostile_table(tmp_path))
+    body = [line for line in drawn.splitlines() if not line.startswith("%")]
+    assert not any("\\input" in line for line in body)
+    assert drawn.isascii() or all(line.startswith("%") for line in drawn.splitlines() if not line.isascii())
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(tmp_path):
+    tables = to_latex(grid_table(tmp_path, made_grid(tmp_path))) + to_latex(hostile_table(tmp_path / "hostile"))
+    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + tables + "\\end{document}\n"
+    (tmp_path / "t.tex").write_text(document)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=60)
+    assert done.returncode == 0, done.stdout[-2000:]

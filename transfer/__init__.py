@@ -1,0 +1,1 @@
+"""Transfer to other frameworks: detection and segmentation."""
