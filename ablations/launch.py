@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -104,7 +106,7 @@ class _Child:
         self.process.join()
         try:
             error = self.answer.recv()
-        except EOFError:  # it ended without a word
+        except (EOFError, ConnectionResetError):  # it ended without a word
             error = _killed(self.process.exitcode)
         return Outcome(self.job, time.monotonic() - self.started, error)
 
@@ -136,7 +138,7 @@ def _local(jobs: Sequence[Job], slots: list[Slot]) -> Iterator[Outcome]:
 
 
 def _start(context: multiprocessing.context.ForkServerContext, job: Job, slot: Slot) -> _Child:
-    answer, end = context.Pipe(duplex=False)
+    answer, end = context.Pipe()
     log = log_path(job.config)
     log.parent.mkdir(parents=True, exist_ok=True)
     process = context.Process(target=_in_child, args=(job, slot, str(log), end))
@@ -151,6 +153,7 @@ def log_path(config: Config) -> Path:
 
 
 def _in_child(job: Job, slot: Slot, log: str, answer: Connection) -> None:
+    threading.Thread(target=_leave_with_launcher, args=(answer,), daemon=True).start()
     os.environ.update(slot.environment)
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
@@ -158,3 +161,10 @@ def _in_child(job: Job, slot: Slot, log: str, answer: Connection) -> None:
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     threads = job.config.runtime.threads or slot.threads
     answer.send(attempt(Job(job.title, with_runtime(job.config, threads=threads), job.tasks)))
+
+
+def _leave_with_launcher(answer: Connection) -> None:
+    """End this process when the launcher is gone, however it went: its next start must find nobody at work."""
+    with contextlib.suppress(EOFError, OSError):
+        answer.recv()  # nothing is ever sent; it returns when the other end closes
+    os._exit(1)

@@ -146,6 +146,8 @@ def plan(name: str, overrides: Sequence[str], changes: dict[str, Any] | None = N
     """Resolve a grid with the overrides of every run and the changes to the grid itself, such as its seeds."""
     grid = load_grid(name, changes or {})
     tasks = {task: settings(task) for task in grid.tasks}
+    if any(override.startswith("seed=") for override in overrides):
+        raise UsageError("seed is set by the grid for every run; take seeds=[...]")
     taken = [axis for axis in grid.axes if any(override.startswith(f"{axis}=") for override in overrides)]
     if taken:
         raise UsageError(f"{taken[0]} is the axis of the grid {name}; it can't be overridden for all its cells")

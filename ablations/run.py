@@ -73,7 +73,10 @@ def _changes(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     for key in ("seeds", "tasks", "metric"):
         text, arguments = take(arguments, key, "")
         if text:
-            changes[key] = yaml.safe_load(text)
+            try:
+                changes[key] = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise UsageError(f"{key}={text}: {' '.join(str(error).split())}") from None
     return changes, arguments
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -41,6 +43,10 @@ class Data:
 class View:
     """What one of the two views does on its own (BYOL's asymmetry)."""
 
+    scale_min: float  # smallest share of the image's area that a crop covers
+    scale_max: float
+    jitter: float  # probability of the colour jitter
+    gray: float  # probability of grey
     blur: float  # probability of a Gaussian blur
     solarize: float  # probability of inverting all values of 128 and above
 
@@ -50,11 +56,7 @@ class Views:
     """How two views are made of an image; the names and meanings are BYOL's (arXiv 2006.07733, appendix B)."""
 
     size: int  # side of a view in pixels
-    scale_min: float  # smallest share of the image's area that a crop covers
-    scale_max: float
-    flip: float  # probabilities
-    jitter: float
-    gray: float
+    flip: float  # probability
     brightness: float  # strengths of the jitter
     contrast: float
     saturation: float
@@ -88,7 +90,7 @@ class Method:
     regroup_interval: int  # optimiser steps between two k-means over the cache; 0 never regroups
     reset_momentum_encoder: bool  # copy the online weights into the momentum branch at each regroup
     encoder_momentum: float
-    symmetric: bool  # both directions of the pair in every step, else the roles alternate
+    direction: str  # both views are predicted from each other, their roles alternate, or one_way: first from second
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     Raises UsageError with one line that names the nearest keys for an unknown key or option, a value of the
     wrong type, or a value out of range.
     """
-    raw = compose_raw(CONF, "config", overrides, {name: options(name) for name in GROUPS}, key_names(Config))
+    groups = {name: options(name) for name in GROUPS}
+    raw = compose_raw(CONF, "config", overrides, groups, key_names(Config), texts=set(_texts(Config)))
     recipe = next((o.split("=", 1)[1] for o in reversed(list(overrides)) if o.startswith("recipe=")), "demo")
     config = build(Config, {**raw, "recipe": recipe})
     validate(config)
@@ -152,7 +155,12 @@ def options(group: str) -> list[str]:
 
 
 def compose_raw(
-    folder: Path, name: str, overrides: Sequence[str], groups: Mapping[str, Iterable[str]], keys: Iterable[str]
+    folder: Path,
+    name: str,
+    overrides: Sequence[str],
+    groups: Mapping[str, Iterable[str]],
+    keys: Iterable[str],
+    texts: Collection[str] = (),
 ) -> dict[str, Any]:
     """Compose YAML and overrides with hydra, after checking the overrides so that a typo gives one clear line."""
     from hydra import compose as hydra_compose
@@ -162,13 +170,29 @@ def compose_raw(
     from omegaconf.errors import OmegaConfBaseException
 
     keys = list(keys)
-    overrides = [_checked(override, groups, keys) for override in overrides]
+    given = [override.partition("=") for override in overrides]
+    plain = {key: value for key, equals, value in given if equals and key in texts}  # a path is no expression
+    overrides = [_checked("".join(parts), groups, keys) for parts in given if parts[0] not in plain]
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
             composed = hydra_compose(name, overrides=list(overrides))
-        return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(" ".join(str(error).split())) from None
+        values: Any = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        typed = f"{', '.join(overrides)}: " if isinstance(error, ValueError) else ""
+        raise UsageError(typed + " ".join(str(error).split())) from None
+    for key, value in plain.items():
+        *path, last = key.split(".")
+        functools.reduce(operator.getitem, path, values)[last] = value
+    return values
+
+
+def _texts(schema: type, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of the values that are text."""
+    for name, kind in get_type_hints(schema).items():
+        if is_dataclass(kind) and isinstance(kind, type):
+            yield from _texts(kind, f"{prefix}{name}.")
+        elif kind is str and name != "recipe":
+            yield prefix + name
 
 
 def _checked(override: str, groups: Mapping[str, Iterable[str]], keys: list[str]) -> str:
@@ -216,6 +240,8 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
         return float(value)
     if kind is float and isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         return float(value)  # YAML reads 1e-4 as text
+    if kind == list[float] and isinstance(value, list):
+        return [_typed(float, item, f"{name}[{place}]") for place, item in enumerate(value)]
     origin = getattr(kind, "__origin__", kind)
     if not isinstance(value, origin) or (isinstance(value, bool) and kind is not bool):
         raise UsageError(f"{name}={value!r}: {origin.__name__} expected, not {type(value).__name__}")
@@ -224,9 +250,7 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
 
 def validate(config: Config) -> None:
     """Check what the types can't say; raise UsageError that names the key, its value and the range."""
-    for name, value in _values(config):
-        if isinstance(value, float) and not abs(value) < float("inf"):
-            raise UsageError(f"{name}={value}: a finite number expected")
+    finite(config)
     checks = [
         *((f"method.{key}", 0.0 <= getattr(config.method, key) <= 1.0, "from 0 to 1") for key in _MOMENTA),
         *((f"method.{key}", getattr(config.method, key) >= 1, "at least 1") for key in ("dim", "hidden", "cache_size")),
@@ -234,9 +258,23 @@ def validate(config: Config) -> None:
         ("method.num_groups", config.method.num_groups >= 2, "at least 2"),
         ("method.regroup_interval", config.method.regroup_interval >= 0, "0 (never) or more"),
         ("backbone.stem_stride", config.backbone.stem_stride in (0, 1, 2), "0, 1 or 2"),
-        *((f"views.{key}", 0.0 <= getattr(config.views, key) <= 1.0, "from 0 to 1") for key in _PROBABILITIES),
-        ("views.scale_min", 0 < config.views.scale_min <= config.views.scale_max <= 1, "above 0, up to scale_max <= 1"),
+        ("views.flip", 0 <= config.views.flip <= 1, "from 0 to 1"),
+        *_view_checks("first", config.views.first),
+        *_view_checks("second", config.views.second),
         ("views.hue", 0 <= config.views.hue <= 0.5, "from 0 to 0.5"),
+        *(
+            (f"views.{key}", getattr(config.views, key) >= 0, "0 or more")
+            for key in ("brightness", "contrast", "saturation")
+        ),
+        (
+            "views.blur_sigma_min",
+            0 < config.views.blur_sigma_min <= config.views.blur_sigma_max,
+            "above 0, up to blur_sigma_max",
+        ),
+        ("optim.momentum", 0 <= config.optim.momentum < 1, "from 0 to below 1"),
+        ("optim.final_lr", config.optim.final_lr >= 0, "0 or more"),
+        ("runtime.workers", config.runtime.workers >= 0, "0 (this process) or more"),
+        ("runtime.threads", config.runtime.threads >= 0, "0 (torch decides) or more"),
         ("views.size", config.views.size >= 1, "at least 1"),
         ("data.size", config.data.size >= 8, "at least 8"),
         ("data.train_images", config.data.train_images >= 0, "0 (all) or more"),
@@ -261,15 +299,30 @@ def validate(config: Config) -> None:
         )
 
 
+def finite(settings: Any) -> None:
+    """Refuse NaN and infinity anywhere: they have no JSON, so no identity."""
+    for name, value in _values(settings):
+        try:
+            canonical(value)
+        except ValueError:
+            raise UsageError(f"{name}={value}: finite numbers expected") from None
+
+
 _MOMENTA = ("group_momentum", "encoder_momentum")
-_PROBABILITIES = ("flip", "jitter", "gray")
 _CHOICES = {
     "data.name": ("garments", "cifar10", "imagefolder"),
     "data.on_bad_image": ("fatal", "replace"),
     "method.name": ("smog",),
+    "method.direction": ("both", "alternate", "one_way"),
     "optim.name": ("sgd", "adamw"),
     "optim.precision": ("auto", "bf16", "fp32"),
 }
+
+
+def _view_checks(name: str, view: View) -> Iterator[tuple[str, bool, str]]:
+    yield f"views.{name}.scale_min", 0 < view.scale_min <= view.scale_max <= 1, "above 0, up to scale_max <= 1"
+    for key in ("jitter", "gray", "blur", "solarize"):
+        yield f"views.{name}.{key}", 0 <= getattr(view, key) <= 1, "from 0 to 1"
 
 
 def _validate_names(config: Config) -> None:
@@ -337,7 +390,9 @@ def load(path: Path) -> Config:
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} can't be read: {error}") from None
+        raise UsageError(f"{path} can't be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} holds no configuration")
     config = build(Config, values)
     validate(config)
     return config

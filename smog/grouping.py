@@ -55,7 +55,7 @@ class GroupBank(nn.Module):
         sums, counts = _sums(z, own, len(self.groups))
         counts = sum_over_ranks(counts)
         mean = sum_over_ranks(sums) / counts.clamp(min=1)[:, None]
-        share = (1 - self.momentum) * (counts > 0)[:, None]
+        share = (1 - self.momentum) * (counts > 0).to(self.groups.dtype)[:, None]
         return self.groups + share * (mean - self.groups)
 
     def logits(self, q: Tensor, groups: Tensor, temperature: float) -> Tensor:
@@ -68,10 +68,10 @@ class GroupBank(nn.Module):
     def commit(self, groups: Tensor, z: Tensor) -> None:
         """Keep the updated groups [K, d], detached, and push the features [B, d] of all ranks into the cache."""
         self.groups.copy_(groups)
-        rows = rows_of_all_ranks(z.detach())[-len(self.cache) :].to(self.cache.dtype)
-        places = (self.pushed + torch.arange(len(rows), device=rows.device)) % len(self.cache)
-        self.cache[places] = rows
+        rows = rows_of_all_ranks(z.detach()).to(self.cache.dtype)
         self.pushed += len(rows)
+        kept = rows[-len(self.cache) :]
+        self.cache[(self.pushed - len(kept) + torch.arange(len(kept), device=rows.device)) % len(self.cache)] = kept
 
     def cached(self) -> Tensor:
         """Return the features that the cache holds so far, [n, d]."""
@@ -115,8 +115,7 @@ def spherical_kmeans(
     A cluster that runs empty takes the feature that its own centroid represents worst, the worst for the first.
     """
     features = F.normalize(features, dim=1)
-    start = torch.randperm(len(features), generator=generator)[:clusters].to(features.device)
-    centroids = features[start]
+    centroids = features[_spread(features, clusters, generator)]
     for _ in range(iterations):
         own, cosine = _nearest(features, centroids)
         sums, counts = _sums(features, own, clusters)
@@ -124,6 +123,19 @@ def spherical_kmeans(
         sums[empty] = features[cosine.argsort()[: len(empty)]]
         centroids = F.normalize(sums, dim=1)
     return centroids
+
+
+def _spread(features: Tensor, clusters: int, generator: torch.Generator) -> list[int]:
+    """Return rows to start from, far from one another with probability (k-means++, Arthur and Vassilvitskii 2007)."""
+    draws = torch.rand(clusters, generator=generator, dtype=torch.float64).to(features.device)
+    chosen = [int(draws[0] * len(features))]
+    far = (1 - features @ features[chosen[0]]).double().clamp(min=1e-12)
+    for draw in draws[1:]:
+        far[chosen[-1]] = 0
+        total = far.cumsum(0)
+        chosen.append(min(int(torch.searchsorted(total, draw * total[-1], right=True)), len(far) - 1))
+        far = torch.minimum(far, (1 - features @ features[chosen[-1]]).double().clamp(min=1e-12))
+    return chosen
 
 
 def _nearest(z: Tensor, unit_groups: Tensor) -> tuple[Tensor, Tensor]:

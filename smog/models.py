@@ -40,7 +40,18 @@ def build_backbone(config: Backbone, size: int) -> nn.Module:
         raise UsageError(f"backbone {config.name} with {config.args}: {' '.join(str(error).split())}") from None
     if config.stem_stride:
         _small_stem(network, config)
+    _try(network, config, size)
     return network
+
+
+@torch.no_grad()
+def _try(network: nn.Module, config: Backbone, size: int) -> None:
+    """Refuse a network that can't take images of this size, before anything is written."""
+    try:
+        network.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UsageError(f"backbone {config.name} at views.size={size}: {' '.join(str(error).split())}") from None
+    network.train()
 
 
 def _small_stem(network: nn.Module, config: Backbone) -> None:

@@ -1,11 +1,14 @@
 """A grid becomes cells, runs and a table; what is there is not done again; what fails is said and stops nothing."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ablations.launch import Job, attempt, launch
@@ -158,6 +161,33 @@ def kill_unless(launcher: int) -> Killer:
     if os.getpid() != launcher:
         os.kill(os.getpid(), signal.SIGKILL)
     return Killer(launcher)
+
+
+def test_a_killed_launcher_leaves_nobody_at_work(tmp_path: Path) -> None:
+    """kill -9 of the launcher: its children end by themselves, and the same command finishes the grid."""
+    store = tmp_path / "store"
+    script = str(Path(__file__).parents[1] / "ablations" / "run.py")
+    command = [sys.executable, script, "grid=num_groups", "recipe=smoke", "optim.epochs=2000", "seeds=[0]"]
+    command += ["method.cache_size=1000", f"store={store}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(store.glob("*/metrics.jsonl")):
+        time.sleep(0.05)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while at_work(store) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not at_work(store)
+
+
+def at_work(store: Path) -> list[int]:
+    """Processes that hold a file below the store open."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            found += [process.pid for file in process.open_files() if file.path.startswith(str(store))]
+    return found
 
 
 def test_an_unforeseen_error_is_one_line_with_its_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

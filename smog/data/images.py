@@ -80,7 +80,7 @@ def open_images(config: Config, split: str) -> Images:
     """Open a split; where its decoded images take at most ``runtime.keep_images`` megabytes, keep them in the store."""
     images = Images(open_source(config.data, split), config.data.on_bad_image)
     limit = config.runtime.keep_images * 2**20
-    if not limit or _estimate(images) > limit:
+    if not limit or not config.data.fingerprint or _estimate(images) > limit:
         return images
     data = config.data
     # the part of the configuration that says which pixels these are

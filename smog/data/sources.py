@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,15 +108,21 @@ class Files:
     def __init__(self, root: Path, split: str) -> None:
         names, _ = _listing(root, split)
         self.root, self.names = root, names
-        self.classes = sorted({name.split("/")[1] for name in names})
-        number = {name: i for i, name in enumerate(self.classes)}
+        self.classes = sorted({name.split("/")[1] for name in _listing(root, "train")[0]})
+        number = {name: i for i, name in enumerate(self.classes)}  # of train, so that a label means one class in both
+        strange = sorted({name.split("/")[1] for name in names} - number.keys())
+        if strange:
+            raise UsageError(f"{root}: split {split!r} has the class {strange[0]!r}, which train lacks")
         self.labels = np.array([number[name.split("/")[1]] for name in names], dtype=np.int64)
         self._archive: tuple[int, zipfile.ZipFile] | None = None
 
     def read(self, index: int) -> np.ndarray:
         """Read and decode the image."""
-        content = np.frombuffer(self._bytes(index), dtype=np.uint8)
-        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
+        try:
+            content = np.frombuffer(self._bytes(index), dtype=np.uint8)
+            image = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
+        except (cv2.error, zipfile.BadZipFile, zlib.error, KeyError) as error:
+            raise ValueError(" ".join(str(error).split())) from None
         if image is None:
             raise ValueError(f"{self.name(index)} does not decode")
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -45,15 +45,15 @@ def two_views(image: np.ndarray, views: Views, seed: int, epoch: int, index: int
 
 def one_view(image: np.ndarray, views: Views, view: View, numbers: list[float]) -> np.ndarray:
     """Return a view, uint8 RGB [size, size, 3], for random numbers in [0, 1)."""
-    top, left, height, width = crop_box(image.shape[0], image.shape[1], views, numbers)
+    top, left, height, width = crop_box(image.shape[0], image.shape[1], view, numbers)
     flip, jitter, grey, blur, sigma, solarize, *color = numbers[_TRIES * _CROP :]
     patch = image[top : top + height, left : left + width]
     if flip < views.flip:
         patch = patch[:, ::-1]
     patch = resize(np.ascontiguousarray(patch), views.size)
-    if jitter < views.jitter:
+    if jitter < view.jitter:
         patch = color_jitter(patch, views, color)
-    if grey < views.gray:
+    if grey < view.gray:
         patch = cv2.cvtColor(cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if blur < view.blur:
         patch = gaussian_blur(patch, views.blur_sigma_min + sigma * (views.blur_sigma_max - views.blur_sigma_min))
@@ -62,11 +62,11 @@ def one_view(image: np.ndarray, views: Views, view: View, numbers: list[float]) 
     return patch
 
 
-def crop_box(height: int, width: int, views: Views, numbers: list[float]) -> tuple[int, int, int, int]:
+def crop_box(height: int, width: int, view: View, numbers: list[float]) -> tuple[int, int, int, int]:
     """Return (top, left, height, width) of torchvision's RandomResizedCrop with ratios 3/4 to 4/3."""
     for start in range(0, _TRIES * _CROP, _CROP):
         share, ratio, y, x = numbers[start : start + _CROP]
-        area = height * width * (views.scale_min + share * (views.scale_max - views.scale_min))
+        area = height * width * (view.scale_min + share * (view.scale_max - view.scale_min))
         aspect = math.exp(math.log(3 / 4) + ratio * (math.log(4 / 3) - math.log(3 / 4)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
@@ -108,8 +108,11 @@ def _saturation(patch: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _hue(patch: np.ndarray, turn: float) -> np.ndarray:
+    steps = round(turn * 256) % 256
+    if not steps:
+        return patch  # 8-bit HSV and back is not the identity
     hsv = cv2.cvtColor(patch, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(turn * 256) % 256)  # hue is a circle of 256, uint8 wraps around
+    hsv[..., 0] += np.uint8(steps)  # hue is a circle of 256, uint8 wraps around
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 

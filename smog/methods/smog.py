@@ -46,11 +46,11 @@ class Smog(nn.Module):
             return self._loss(F.normalize(z.float(), dim=1), q.float(), z_other.float())
 
     def _roles(self, views: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Return what the online and the momentum branch see: both views and both swapped, or one each by turns."""
-        if self.config.symmetric:
+        """Return what the online and the momentum branch see; see Method.direction."""
+        if self.config.direction == "both":
             return views.flatten(0, 1), views.flip(0).flatten(0, 1)
-        first = step % 2
-        return views[first], views[1 - first]
+        online = step % 2 if self.config.direction == "alternate" else 1
+        return views[online], views[1 - online]
 
     def _loss(self, z: Tensor, q: Tensor, z_other: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         target = self.bank.assign(z_other)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from smog.config import CONF, build, compose_raw, digest, key_names
+from smog.config import CONF, build, compose_raw, digest, finite, key_names
 from smog.errors import UsageError, nearest
 
 TASKS = ("knn", "linear")
@@ -18,6 +18,7 @@ def settings(task: str, overrides: Sequence[str] = ()) -> Any:
     """Return the settings of a task: its protocol file conf/task/<task>.yaml and overrides such as ``k=20``."""
     schema = _module(task).Settings
     chosen = build(schema, compose_raw(CONF / "task", task, overrides, {}, key_names(schema)))
+    finite(chosen)
     chosen.validate()
     return chosen
 

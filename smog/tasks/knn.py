@@ -48,7 +48,8 @@ def knn_scores(features: Features, settings: Settings) -> Tensor:
     parts = []
     for rows in val.split(CHUNK):
         cosine, place = (rows @ train.T).topk(settings.k, dim=1)
-        weight = (cosine.double() / settings.temperature).exp()
+        # less the largest of the row, which changes no order and keeps exp in range
+        weight = ((cosine.double() - cosine[:, :1].double()) / settings.temperature).exp()
         votes = torch.zeros(len(rows), features.classes, dtype=torch.float64)
         parts.append(votes.scatter_add_(1, features.train_labels[place], weight))
     return torch.cat(parts)

@@ -32,6 +32,8 @@ class Settings:
             raise UsageError("lrs must be above 0 and weight_decays 0 or more, at least one of each")
         if self.epochs < 1 or self.batch < 1:
             raise UsageError(f"epochs={self.epochs} and batch={self.batch}: must be at least 1")
+        if not 0 <= self.momentum < 1:
+            raise UsageError(f"momentum={self.momentum}: must be from 0 to below 1")
         if not 0 < self.minival < 1:
             raise UsageError(f"minival={self.minival}: must be between 0 and 1")
 
@@ -44,6 +46,8 @@ def compute(features: Features, settings: Settings) -> dict[str, float]:
     """
     train, val = _standardized(features.train, features.val)
     part, minival = _split(features.train_labels, settings)
+    if not len(part):
+        raise UsageError(f"minival={settings.minival} leaves none of the {len(train)} training images to train on")
     grid = [(lr, decay) for lr in settings.lrs for decay in settings.weight_decays]
     heads = fit(train[part], features.train_labels[part], grid, features.classes, settings)
     scores = _top(heads, train[minival], features.train_labels[minival], 1, features.classes)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,7 +91,7 @@ def _extract(backbone: torch.nn.Module, images: Images, config: Config, device: 
     parts = []
     for start in range(0, len(images), BATCH):
         views = [whole_view(images[i], config.views.size) for i in range(start, min(start + BATCH, len(images)))]
-        batch = normalize(torch.stack([torch.from_numpy(view) for view in views]), device)
+        batch = normalize(torch.from_numpy(np.stack(views)), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             parts.append(backbone(batch).float().cpu())
     features = torch.cat(parts)

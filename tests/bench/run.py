@@ -85,10 +85,10 @@ def bench_views() -> Iterator[dict[str, Any]]:
         transforms = [
             v2.Compose(
                 [
-                    v2.RandomResizedCrop(v.size, (v.scale_min, v.scale_max)),
+                    v2.RandomResizedCrop(v.size, (view.scale_min, view.scale_max)),
                     v2.RandomHorizontalFlip(v.flip),
-                    v2.RandomApply([v2.ColorJitter(v.brightness, v.contrast, v.saturation, v.hue)], v.jitter),
-                    v2.RandomGrayscale(v.gray),
+                    v2.RandomApply([v2.ColorJitter(v.brightness, v.contrast, v.saturation, v.hue)], view.jitter),
+                    v2.RandomGrayscale(view.gray),
                     v2.RandomApply([v2.GaussianBlur(3, (v.blur_sigma_min, v.blur_sigma_max))], view.blur),
                     v2.RandomSolarize(128, view.solarize),
                     v2.PILToTensor(),

@@ -1,0 +1,66 @@
+"""The commands that README.md and docs/ show are run, as they stand, at the size of the smoke recipe."""
+
+import re
+import shlex
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ablations.run import main as ablations
+from reports.build import main as reports
+from smog.__main__ import main as smog
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"^    ((?:smog|python (?:ablations|reports)/\w+\.py) [^#\n]*)", re.MULTILINE)
+SMALL = ["recipe=smoke", "optim.epochs=1", "method.cache_size=1000"]
+
+
+def shown() -> list[str]:
+    return [command.strip() for page in PAGES for command in COMMAND.findall(page.read_text())]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set in ImageFolder layout, a store, and a finished run."""
+    folder = tmp_path_factory.mktemp("place")
+    for split in ("train", "test"):
+        for number in range(200):
+            path = folder / "images" / split / f"class{number % 2}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.full((24, 24, 3), number, np.uint8))
+    assert ablations(["grid=num_groups", *SMALL, "seeds=[0,1]", f"store={folder / 'runs'}"]) == 0
+    return folder
+
+
+def small(words: list[str], place: Path) -> list[str]:
+    """The same command on small data: its recipe, its folder and its store are ours."""
+    run = next(path.name for path in (place / "runs").iterdir() if (path / "done").exists())
+    words = [run if word == "RUN" else word.replace("=DIR", f"={place / 'images'}") for word in words]
+    return [word for word in words if not word.startswith(("recipe=", "store=", "out=", "seeds="))]
+
+
+def test_there_are_commands_to_run() -> None:
+    assert len(shown()) >= 6
+
+
+@pytest.mark.parametrize("command", shown())
+def test_a_shown_command_runs(command: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program, *words = shlex.split(command)
+    words = small(words, place)
+    store = f"store={place / 'runs'}"
+    if program == "smog":
+        code = smog([*words, store, *(SMALL if words[0] == "train" else [])])
+    elif words[0] == "ablations/run.py":
+        code = ablations([*words[1:], *SMALL, "seeds=[0]", store])
+    else:
+        code = reports([*words[1:], store, f"out={place / 'output'}"])
+    assert code == 0, capsys.readouterr().err
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
