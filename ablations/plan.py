@@ -184,4 +184,6 @@ def _cell(
     reference: bool = False,
 ) -> Cell:
     config = with_fingerprint(compose(overrides))
-    return Cell(label, axis, value, baseline, reference, {seed: replace(config, seed=seed) for seed in seeds})
+    fixed = any(override.startswith("seed=") for override in overrides)  # a reference that no seed changes
+    configs = {seed: config if fixed else replace(config, seed=seed) for seed in seeds}
+    return Cell(label, axis, value, baseline, reference, configs)

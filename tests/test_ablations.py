@@ -54,7 +54,7 @@ def test_every_grid_plans_whole_and_without_two_equal_cells(name: str, tmp_path:
     assert [cell.label for cell in planned.cells[:2]] == ["raw pixels", "untrained"]
     assert sum(cell.baseline for cell in planned.cells) == 1
     assert len(planned.cells) == 2 + sum(len(values) for values in planned.grid.axes.values())
-    assert len(list(planned.runs())) == 3 * len(planned.cells)
+    assert len(list(planned.runs())) == 3 * (len(planned.cells) - 1) + 1  # raw pixels have no seed
     assert not (tmp_path / "store").exists()
 
 
@@ -92,17 +92,17 @@ def test_a_grid_runs_reports_and_runs_no_more(tmp_path: Path, capsys: pytest.Cap
     store = tmp_path / "store"
     assert main([*SMALL, f"store={store}"]) == 0
     first = capsys.readouterr()
-    assert "8 runs, 0 in the store, 8 to do" in first.err
+    assert "7 runs, 0 in the store, 7 to do" in first.err
     assert "8 (baseline)" in first.out
     assert "raw pixels" in first.out
     before = touched(store)
     assert main([*SMALL, f"store={store}"]) == 0
     second = capsys.readouterr()
-    assert "8 runs, 8 in the store, 0 to do" in second.err
+    assert "7 runs, 7 in the store, 0 to do" in second.err
     assert second.out == first.out
     assert touched(store) == before
     frame = scan(store)
-    assert len(frame[frame.metric == "top1"]) == 8 * 2
+    assert len(frame[frame.metric == "top1"]) == 7 * 2
     assert len(grids(store)) == 1
     assert main([*SMALL, f"store={store}", "action=results", "format=json"]) == 0
     assert json.loads(capsys.readouterr().out)["failed"] == []
