@@ -58,6 +58,8 @@ class Run:
         torch.manual_seed(config.seed)
         self.method = Smog(config)
         check_batch(config, len(open_source(config.data, "train").labels))  # before anything is written
+        workers = config.runtime.workers
+        self.workers = torch.get_num_threads() // 2 if workers < 0 else workers
         self.batches = Batches(config, open_images(config, "train"))
         self.steps = round(config.optim.epochs * self.batches.per_epoch)
         self.method.to(self.device).to(memory_format=torch.channels_last).train()
@@ -82,7 +84,7 @@ class Run:
         started, saved = time.monotonic() - self.seconds, time.monotonic()
         last_finite = torch.full((), self.step - 1, device=self.device)
         every = self.config.runtime.log_every
-        batches = loader(self.batches, self.step, self.steps, self.config.runtime.workers)
+        batches = loader(self.batches, self.step, self.steps, self.workers)
         with Progress(self.steps, self.step, run_id(self.config)) as progress:
             for step in range(self.step, self.steps):
                 self.step = step

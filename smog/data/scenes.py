@@ -25,15 +25,13 @@ VERSION = 1  # raised when the same (seed, index) would give other pixels: it is
 FILE = Path(__file__).parent / "garments" / "garments.npz"
 
 # The design. Nothing here depends on the picture, so neither ground nor tint nor place tells the class.
-LIGHT = ((240, 200, 120), (150, 210, 240), (230, 170, 190))  # grounds, RGB: sand, sky, rose
-DARK = ((30, 40, 110), (110, 30, 40), (20, 80, 50))  # navy, burgundy, forest
-SIDE = (0.45, 0.85)  # of a picture, in parts of the image's short side; with n objects times n ** SHRINK
+# Grounds, RGB, all of the same luma (48): what a colour jitter leaves of them says nothing about the image.
+GROUNDS = ((23, 52, 94), (101, 25, 25), (18, 69, 17), (61, 48, 15), (79, 23, 93), (15, 62, 62))
+SIDE = (0.45, 0.95)  # of a picture, in parts of the image's short side; with n objects times n ** SHRINK
 SHRINK = -0.4
-OVERHANG = 0.2  # of a picture's side, which may lie outside the image
 ANGLE = 30.0  # degrees, to either side
 SATURATION = (0.2, 0.8)
-VALUE_ON_LIGHT = (0.35, 0.7)  # brightness of a garment there: it must stand out from the ground
-VALUE_ON_DARK = (0.75, 1.0)
+VALUE = (0.75, 1.0)  # brightness of a garment: it must stand out from the ground
 VISIBLE = 0.25  # an object of which a smaller part can be seen is left out of the scene
 MIN_SIZE = 8  # pixels; on a smaller image nothing can be recognised
 
@@ -124,8 +122,8 @@ def scene(
         raise UsageError(f"a scene has at least one object, from a number to a larger one, not {low} to {high}")
     random = _random(seed, index, split, _HEAD + _EACH * high)
     number = low + int(next(random) * (high - low + 1))
-    ground = (LIGHT + DARK)[int(next(random) * len(LIGHT + DARK))]
-    patches, masks = _visible(_patches(random, number, index, split, (height, width), ground), height, width)
+    ground = GROUNDS[int(next(random) * len(GROUNDS))]
+    patches, masks = _visible(_patches(random, number, index, split, (height, width)), height, width)
     planes = np.empty((3, height, width), np.uint8)  # long rows, for speed
     planes[:] = np.array(ground)[:, None, None]
     for patch in patches:
@@ -150,9 +148,7 @@ def _random(seed: int, index: int, split: str, count: int) -> Iterator[float]:
     return (word * 2.0**-53 for word in (words >> np.uint64(11)).tolist())
 
 
-def _patches(
-    random: Iterator[float], objects: int, index: int, split: str, size: tuple[int, int], ground: tuple[int, int, int]
-) -> list[_Patch]:
+def _patches(random: Iterator[float], objects: int, index: int, split: str, size: tuple[int, int]) -> list[_Patch]:
     """Draw ``objects`` garments for an image of ``size`` (height, width), the first of picture ``index``."""
     images, labels = _of(split)
     patches = []
@@ -164,20 +160,19 @@ def _patches(
         centre = [_centre(part, extent, 28 * scale) for part, extent in zip((y, x), size, strict=True)]
         top, left, warped = _warp(_sprite(images[picture], mirror < 0.5), scale, angle, centre, size)
         grey, cover = cv2.split(warped)
-        color = np.stack([cv2.LUT(grey, tint) for tint in _colors(hue, saturation, value, ground)])
+        color = np.stack([cv2.LUT(grey, tint) for tint in _colors(hue, saturation, value)])
         patches.append(_Patch(top, left, cv2.LUT(cover, _cover(scale)), color, int(labels[picture])))
     return patches
 
 
 def _centre(part: float, extent: int, side: float) -> float:
     """Return the middle of a picture of ``side`` pixels in an image of ``extent`` pixels, for a part in [0, 1)."""
-    return extent / 2 + (part - 0.5) * max(0.0, extent - side * (1 - 2 * OVERHANG))
+    return extent / 2 + (part - 0.5) * max(0.0, extent - side)
 
 
-def _colors(hue: float, saturation: float, value: float, ground: tuple[int, int, int]) -> np.ndarray:
+def _colors(hue: float, saturation: float, value: float) -> np.ndarray:
     """Return the color of each grey level, uint8 [3, 256], for three random numbers in [0, 1)."""
-    values = VALUE_ON_LIGHT if ground in LIGHT else VALUE_ON_DARK
-    tint = colorsys.hsv_to_rgb(hue, _between(SATURATION, saturation), _between(values, value))
+    tint = colorsys.hsv_to_rgb(hue, _between(SATURATION, saturation), _between(VALUE, value))
     return (_TONE * np.array([[round(255 * part)] for part in tint]) // 255).astype(np.uint8)
 
 

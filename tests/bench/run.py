@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from smog.__main__ import take, take_json
 from smog.config import compose
+from smog.data.sampler import loader
 from smog.data.sources import with_fingerprint
 from smog.data.views import normalize
 from smog.environment import machine
@@ -46,11 +47,11 @@ def bench_step() -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         config = with_fingerprint(compose(["recipe=demo", f"runtime.store={folder}", "optim.epochs=1000"]))
         run = Run(config, Path(folder) / "run")
-        steps = iter(range(10**6))
+        batches = loader(run.batches, 0, run.steps, run.workers)
 
         def step() -> None:
-            run.step = next(steps)
-            run._one_step(run.batches[run.step])
+            run._one_step(next(batches))
+            run.step += 1
 
         views = torch.stack([normalize(view, run.device) for view in run.batches[0].views])
         ours, peer, ratio = paired(step, lambda: passes(run, views))
