@@ -27,10 +27,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a data set in ImageFolder layout, a store, and a finished run."""
     folder = tmp_path_factory.mktemp("place")
     for split in ("train", "test"):
-        for number in range(200):
+        for number in range(300):
             path = folder / "images" / split / f"class{number % 2}" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), np.full((24, 24, 3), number, np.uint8))
+            cv2.imwrite(str(path), np.full((24, 24, 3), number % 256, np.uint8))
     assert ablations(["grid=num_groups", *SMALL, "seeds=[0,1]", f"store={folder / 'runs'}"]) == 0
     return folder
 
@@ -58,6 +58,14 @@ def test_a_shown_command_runs(command: str, place: Path, capsys: pytest.CaptureF
     else:
         code = reports([*words[1:], store, f"out={place / 'output'}"])
     assert code == 0, capsys.readouterr().err
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(block.replace("recipe=demo", "recipe=smoke"), names)
+    assert not names["backbone"].training
 
 
 def test_links_of_the_pages_lead_somewhere() -> None:
