@@ -140,12 +140,18 @@ class Run:
             )
 
     def _save(self, step: int) -> None:
-        progress = {"seconds": self.seconds, "precision": self.precision, "threads": torch.get_num_threads()}
+        progress = {
+            "seconds": self.seconds,
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "bad_images": sorted(self.known_bad),
+        }
         checkpoint.save(self.folder, self.config, step, self.method, self.optimizer, progress)
 
     def _resume(self) -> None:
         self.step, progress = checkpoint.restore(self.folder, self.config, self.method, self.optimizer)
         self.seconds, self.precision = progress["seconds"], progress["precision"]
+        self.known_bad = set(progress["bad_images"])
         if progress["threads"] != torch.get_num_threads():
             say(
                 f"run {run_id(self.config)}: resumed with {torch.get_num_threads()} threads after "

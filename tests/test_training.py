@@ -9,6 +9,8 @@ import signal
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -71,15 +73,12 @@ def wait_for_step(process: multiprocessing.process.BaseProcess, log: Path, step:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("step", range(0, 24, 5))
-def test_cut_after_any_step_it_ends_with_the_same_bits(tmp_path: Path, step: int) -> None:
-    """The cut is an exception in the middle of a step, after metrics were written and before the checkpoint."""
+class CutError(Exception):
+    """Ends a run in the middle of a step, after metrics were written and before the checkpoint."""
+
+
+def cut(step: int, store: Path, *overrides: str) -> None:
     from smog.training import Run
-
-    whole = smoke(tmp_path / "whole")
-
-    class CutError(Exception):
-        pass
 
     original = Run._one_step
 
@@ -91,8 +90,30 @@ def test_cut_after_any_step_it_ends_with_the_same_bits(tmp_path: Path, step: int
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "_one_step", one_step)
         with pytest.raises(CutError):
-            smoke(tmp_path / "cut", "runtime.checkpoint_every=0.2")
-    assert_same_end(whole, smoke(tmp_path / "cut"))
+            smoke(store, *overrides)
+
+
+@pytest.mark.parametrize("step", range(0, 24, 5))
+def test_cut_after_any_step_it_ends_with_the_same_bits(tmp_path: Path, step: int) -> None:
+    cut(step, tmp_path / "cut", "runtime.checkpoint_every=0.2")
+    assert_same_end(smoke(tmp_path / "whole"), smoke(tmp_path / "cut"))
+
+
+def test_bad_images_are_counted_on_over_a_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        for number in range(48):
+            path = tmp_path / "images" / split / f"class{number % 2}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.full((20, 20, 3), 5 * number, np.uint8))
+    for number in (7, 20, 33):
+        (tmp_path / "images" / "train" / f"class{number % 2}" / f"{number}.png").write_bytes(b"no image")
+    overrides = ["data=imagefolder", f"data.root={tmp_path / 'images'}", "data.train_images=48", "data.val_images=8"]
+    overrides += ["runtime.keep_images=0", "runtime.checkpoint_every=0.0001", "optim.batch=12"]
+    whole = smoke(tmp_path / "whole", *overrides)
+    assert capsys.readouterr().err.count("the next one stands in for it") == 3
+    assert lines(whole)[-1]["bad_images"] == 3
+    cut(5, tmp_path / "cut", *overrides)
+    assert_same_end(whole, smoke(tmp_path / "cut", *overrides))
 
 
 def test_workers_do_not_change_a_bit(whole: Path, tmp_path: Path) -> None:
