@@ -136,7 +136,8 @@ def _show(planned: Any, as_json: bool) -> int:
 
 
 def _results(planned: Any, store: str, as_json: bool, failed: list[dict[str, str]]) -> int:
-    from reports.tables import grid_table, to_json, to_markdown
+    from reports.tables import grid_table
+    from reports.writers import to_json, to_markdown
 
     table = grid_table(Path(store), planned.record())
     if as_json:

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout runs without installation
 
-from smog.errors import UsageError, nearest
+from smog.errors import UsageError, exit_code, nearest
 from smog.store import grids, read_json, result_path, write_atomically
 
 if TYPE_CHECKING:
@@ -64,16 +64,16 @@ class Section:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
+    return exit_code(_build, arguments)
+
+
+def _build(arguments: Sequence[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         print(HELP, end="")
         return 0
-    try:
-        request = parse(arguments)
-        sections = [draw(request.store, record, name) for name, record in chosen(request)]
-        write(request.out, sections, render_page(sections))
-    except UsageError as error:
-        print(f"build.py: {error}", file=sys.stderr)
-        return 2
+    request = parse(arguments)
+    sections = [draw(request.store, record, name) for name, record in chosen(request)]
+    write(request.out, sections, render_page(sections))
     print_summary(request, sections)
     return 1 if any(section.table.missing for section in sections) else 0
 
@@ -117,10 +117,10 @@ def _file_name(record: Record, known: list[str]) -> str:
 
 def draw(store: Path, record: Record, name: str) -> Section:
     """Compute a grid's table once and draw all of its files."""
-    from reports import plots, tables  # here, because --help must not pay for them
+    from reports import plots, tables, writers  # here, because --help must not pay for them
 
     table = tables.grid_table(store, record)
-    drawn = {"md": tables.to_markdown, "tex": tables.to_latex, "csv": tables.to_csv, "html": tables.to_html}
+    drawn = {"md": writers.to_markdown, "tex": writers.to_latex, "csv": writers.to_csv, "html": writers.to_html}
     files = {f"tables/{name}.{kind}": writer(table).encode() for kind, writer in drawn.items()}
     figures = {name: plots.metric_figure(table, record)}
     if curves := plots.read_curves(store, record):
@@ -192,7 +192,7 @@ def render_page(sections: Sequence[Section]) -> bytes:
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
-    from reports.tables import to_html
+    from reports.writers import to_html
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True

@@ -11,7 +11,8 @@ from made_store import TASKS, cell, made_grid, record, run_id
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from reports.tables import grid_table, to_csv, to_html, to_json, to_latex, to_markdown
+from reports.tables import grid_table
+from reports.writers import to_csv, to_html, to_json, to_latex, to_markdown
 from smog.errors import UsageError
 from smog.store import result_path
 
