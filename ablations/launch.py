@@ -15,9 +15,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from smog.config import Config, run_id, with_runtime
+from smog.config import with_runtime
 from smog.environment import cores
 from smog.errors import RunError, UsageError, nearest
+from smog.identity import run_id
+from smog.schema import Config
 
 LAUNCHERS = ("inline", "local")
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 
-from smog.config import Config, build, compose, digest, group_id, run_id
+from smog.config import build, compose
 from smog.data.sources import with_fingerprint
 from smog.errors import UsageError, nearest
+from smog.identity import digest, group_id, run_id
+from smog.schema import Config
 from smog.store import result_path
 from smog.tasks import protocol, settings
 

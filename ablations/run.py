@@ -120,7 +120,7 @@ def _show(planned: Any, as_json: bool) -> int:
     rows = []
     for cell in planned.cells:
         for seed, config in cell.configs.items():
-            from smog.config import run_id
+            from smog.identity import run_id
 
             rows.append({"cell": cell.label, "seed": seed, "run": run_id(config), "missing": planned.missing(config)})
     if as_json:

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from smog.config import Config, load, run_id
+from smog.config import load
 from smog.errors import UsageError
+from smog.identity import run_id
 from smog.models import build_backbone
+from smog.schema import Config
 from smog.store import find_run, write_atomically
 
 FILE = "last.pt"

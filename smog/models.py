@@ -6,8 +6,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from smog.config import Backbone, Method
 from smog.errors import UsageError, nearest
+from smog.schema import Backbone, Method
 
 
 class Pixels(nn.Module):

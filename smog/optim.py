@@ -8,7 +8,7 @@ import timm.optim
 from torch import nn
 from torch.optim import Optimizer
 
-from smog.config import Optim
+from smog.schema import Optim
 
 _TIMM = {"sgd": "momentum", "adamw": "adamw"}  # timm's "sgd" is Nesterov's
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from smog import checkpoint
-from smog.config import Config, dump, group_id, run_id
+from smog.config import dump
 from smog.data.images import open_images
 from smog.data.sampler import Batches, check_batch, loader
 from smog.data.sources import open_source, with_fingerprint
@@ -23,10 +23,12 @@ from smog.data.views import normalize
 from smog.distributed import world_size
 from smog.environment import machine, now, peak_memory, provenance
 from smog.errors import RunError, UsageError
+from smog.identity import group_id, run_id
 from smog.methods.smog import Smog
 from smog.models import fast_bf16
 from smog.optim import build_optimizer, rate, set_rate
 from smog.progress import Progress
+from smog.schema import Config
 from smog.store import write_atomically, write_json
 
 DONE = "done"

@@ -14,8 +14,8 @@ import pytest
 from ablations.launch import Job, attempt, launch
 from ablations.plan import grid_names, load_grid, plan
 from ablations.run import main
-from smog.config import run_id
 from smog.errors import UsageError
+from smog.identity import run_id
 from smog.store import grids, scan
 
 SMOKE = ["recipe=smoke", "optim.epochs=1"]
@@ -65,7 +65,7 @@ def test_the_grids_share_their_baseline(tmp_path: Path) -> None:
 
 
 def test_cells_differ_from_the_baseline_in_their_axis_alone() -> None:
-    from smog.config import as_dict
+    from smog.identity import as_dict
 
     cells = {cell.label: cell for cell in plan("temperature", ["recipe=demo"]).cells}
     one, other = (as_dict(cells[label].configs[0], science_only=True) for label in ("0.1", "0.5"))

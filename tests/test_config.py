@@ -6,8 +6,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from smog.config import Config, as_dict, build, compose, dump, group_id, key_names, load, options, run_id, with_runtime
+from smog.config import build, compose, dump, key_names, load, options, with_runtime
 from smog.errors import UsageError
+from smog.identity import as_dict, group_id, run_id
+from smog.schema import Config
 
 RUNTIME = {
     "data.root", "data.download", "recipe", "runtime.store", "runtime.device", "runtime.workers", "runtime.threads",

@@ -337,7 +337,8 @@ def untrained(tiny, tmp_path_factory):
 
 
 def test_a_task_of_a_run_is_computed_once_and_says_what_it_stands_on(untrained):
-    from smog.config import group_id, load, run_id
+    from smog.config import load
+    from smog.identity import group_id, run_id
     from smog.store import read_json
 
     chosen = settings("knn", ["k=3"])

@@ -242,7 +242,8 @@ def test_the_rate_warms_up_and_falls_to_its_end() -> None:
 
 
 def test_the_stored_configuration_is_the_run(whole: Path) -> None:
-    from smog.config import load, run_id
+    from smog.config import load
+    from smog.identity import run_id
 
     assert run_id(load(whole / "config.yaml")) == whole.name
     assert dump(load(whole / "config.yaml")) == (whole / "config.yaml").read_text()

@@ -11,8 +11,8 @@ from scipy.stats import binom, ks_2samp, kstest
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from smog.config import View, Views
 from smog.data import scenes, views
+from smog.schema import View, Views
 
 KEYS = st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**20), st.integers(0, 2**40))
 SIDES = st.integers(1, 70)

@@ -7,9 +7,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from smog.config import Config, digest
 from smog.data.sources import Source, open_source
 from smog.errors import RunError
+from smog.identity import digest
+from smog.schema import Config
 from smog.store import write_atomically
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from smog.config import Config
 from smog.data.images import Images
 from smog.data.views import two_views
 from smog.errors import UsageError
+from smog.schema import Config
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from smog.config import Config, Data, digest
 from smog.data import scenes
 from smog.errors import UsageError
+from smog.identity import digest
+from smog.schema import Config, Data
 
 SPLITS = ("train", "val")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

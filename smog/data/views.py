@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from smog.config import View, Views
+from smog.schema import View, Views
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB; what every checkpoint of the field expects
 STD = (0.229, 0.224, 0.225)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smog.config import Config
 from smog.grouping import GroupBank
 from smog.models import build_backbone, predictor, projector
+from smog.schema import Config
 
 
 class Smog(nn.Module):

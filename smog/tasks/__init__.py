@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from smog.config import CONF, build, compose_raw, digest, finite, key_names
+from smog.config import CONF, build, compose_raw, key_names
 from smog.errors import UsageError, nearest
+from smog.identity import digest
+from smog.limits import finite
 
 TASKS = ("knn", "linear")
 

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from smog.checkpoint import load_backbone
-from smog.config import Config, group_id, load, run_id
+from smog.config import load
 from smog.data.images import Images, open_images
 from smog.data.views import normalize, whole_view
 from smog.environment import now, peak_memory, provenance
 from smog.errors import RunError, UsageError
+from smog.identity import group_id, run_id
+from smog.schema import Config
 from smog.store import write_json
 from smog.tasks import protocol
 from smog.training import DONE, choose_device, device_name, precision

@@ -1,0 +1,66 @@
+"""The identity of a run by content: a hash over everything that can change its result, and nothing else (design 1)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from smog.errors import UsageError
+from smog.schema import Config
+
+SCHEMA = 1  # raised when the meaning of a key changes, so that old runs are not taken for new ones
+
+
+def as_dict(node: Any, science_only: bool = False) -> dict[str, Any]:
+    """Return a configuration as nested plain values, all of them or only those that can change a result."""
+    plain = {}
+    for f in fields(node):
+        if science_only and f.metadata.get("runtime"):
+            continue
+        value = getattr(node, f.name)
+        if not is_dataclass(value):
+            plain[f.name] = value
+        elif inner := as_dict(value, science_only):
+            plain[f.name] = inner
+    return plain
+
+
+def canonical(content: Any) -> str:
+    """Return JSON that is equal for equal content: sorted keys, no spaces, 1.0 and 1 kept apart, no NaN."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(content: Any, length: int = 12) -> str:
+    """Return the first hex digits of the SHA-256 over the canonical JSON."""
+    return hashlib.sha256(canonical(content).encode()).hexdigest()[:length]
+
+
+def run_id(config: Config) -> str:
+    """Return the identity of a run: 12 hex digits over everything that can change its result."""
+    return digest(_identity(config))
+
+
+def group_id(config: Config) -> str:
+    """Return the identity that the seeds of one cell share."""
+    identity = _identity(config)
+    del identity["seed"]
+    return digest(identity)
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    if not config.data.fingerprint:
+        raise UsageError("a run has no identity before its data are known: call smog.data.sources.with_fingerprint")
+    return {"schema": SCHEMA, **as_dict(config, science_only=True)}
+
+
+def values_of(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all values of a configuration with their dotted names."""
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if is_dataclass(value):
+            yield from values_of(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, value

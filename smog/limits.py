@@ -1,0 +1,94 @@
+"""Which values a configuration may have, beyond their types: ranges, names, what must fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from smog.errors import UsageError, nearest
+from smog.identity import canonical, values_of
+from smog.schema import Config, View
+
+
+def validate(config: Config) -> None:
+    """Check what the types can't say; raise UsageError that names the key, its value and the range."""
+    finite(config)
+    checks = [
+        *((f"method.{key}", 0.0 <= getattr(config.method, key) <= 1.0, "from 0 to 1") for key in _MOMENTA),
+        *((f"method.{key}", getattr(config.method, key) >= 1, "at least 1") for key in ("dim", "hidden", "cache_size")),
+        ("method.temperature", config.method.temperature > 0, "above 0"),
+        ("method.num_groups", config.method.num_groups >= 2, "at least 2"),
+        ("method.regroup_interval", config.method.regroup_interval >= 0, "0 (never) or more"),
+        ("backbone.stem_stride", config.backbone.stem_stride in (0, 1, 2), "0, 1 or 2"),
+        ("views.flip", 0 <= config.views.flip <= 1, "from 0 to 1"),
+        *_view_checks("first", config.views.first),
+        *_view_checks("second", config.views.second),
+        ("views.hue", 0 <= config.views.hue <= 0.5, "from 0 to 0.5"),
+        *(
+            (f"views.{key}", getattr(config.views, key) >= 0, "0 or more")
+            for key in ("brightness", "contrast", "saturation")
+        ),
+        (
+            "views.blur_sigma_min",
+            0 < config.views.blur_sigma_min <= config.views.blur_sigma_max,
+            "above 0, up to blur_sigma_max",
+        ),
+        ("optim.momentum", 0 <= config.optim.momentum < 1, "from 0 to below 1"),
+        ("optim.final_lr", config.optim.final_lr >= 0, "0 or more"),
+        ("runtime.workers", config.runtime.workers >= -1, "-1 (by the threads), 0 (this process) or more"),
+        ("runtime.threads", config.runtime.threads >= 0, "0 (torch decides) or more"),
+        ("views.size", config.views.size >= 1, "at least 1"),
+        ("data.size", config.data.size >= 8, "at least 8"),
+        ("data.train_images", config.data.train_images >= 0, "0 (all) or more"),
+        ("data.val_images", config.data.val_images >= 0, "0 (all) or more"),
+        ("optim.batch", config.optim.batch >= 2, "at least 2, for BatchNorm"),
+        ("optim.epochs", config.optim.epochs >= 0, "0 (an untrained network) or more"),
+        ("optim.lr", config.optim.lr > 0, "above 0"),
+        ("optim.weight_decay", config.optim.weight_decay >= 0, "0 or more"),
+        ("optim.warmup_epochs", config.optim.warmup_epochs >= 0, "0 or more"),
+        ("seed", 0 <= config.seed < 2**31, "from 0 to 2147483647"),
+        ("runtime.log_every", config.runtime.log_every >= 1, "at least 1"),
+    ]
+    flat = dict(values_of(config))
+    for name, fine, allowed in checks:
+        if not fine:
+            raise UsageError(f"{name}={flat[name]}: must be {allowed}")
+    _validate_names(config)
+    if config.method.num_groups > config.method.cache_size:
+        raise UsageError(
+            f"method.num_groups={config.method.num_groups} is above method.cache_size={config.method.cache_size}: "
+            "k-means needs at least one cached feature a group; raise method.cache_size"
+        )
+
+
+def finite(settings: Any) -> None:
+    """Refuse NaN and infinity anywhere: they have no JSON, so no identity."""
+    for name, value in values_of(settings):
+        try:
+            canonical(value)
+        except ValueError:
+            raise UsageError(f"{name}={value}: finite numbers expected") from None
+
+
+_MOMENTA = ("group_momentum", "encoder_momentum")
+_CHOICES = {
+    "data.name": ("garments", "cifar10", "imagefolder"),
+    "data.on_bad_image": ("fatal", "replace"),
+    "method.name": ("smog",),
+    "method.direction": ("both", "alternate", "one_way"),
+    "optim.name": ("sgd", "adamw"),
+    "optim.precision": ("auto", "bf16", "fp32"),
+}
+
+
+def _view_checks(name: str, view: View) -> Iterator[tuple[str, bool, str]]:
+    yield f"views.{name}.scale_min", 0 < view.scale_min <= view.scale_max <= 1, "above 0, up to scale_max <= 1"
+    for key in ("jitter", "gray", "blur", "solarize"):
+        yield f"views.{name}.{key}", 0 <= getattr(view, key) <= 1, "from 0 to 1"
+
+
+def _validate_names(config: Config) -> None:
+    flat = dict(values_of(config))
+    for name, known in _CHOICES.items():
+        if flat[name] not in known:
+            raise UsageError(f"{name}={flat[name]!r} is not known{nearest(str(flat[name]), known)}")
