@@ -216,8 +216,9 @@ def _is_curve(name: str, value: object) -> bool:
 
 def curves_figure(curves: Curves) -> Figure:
     """Draw one small panel a metric over epochs: a line a cell (mean over seeds), a thin line a seed."""
-    lines = (line for runs in curves.values() for run in runs for line in run.values())
+    lines = [line for runs in curves.values() for run in runs for line in run.values()]
     metrics = list(dict.fromkeys(name for line in lines for name in line))
+    metrics = [name for name in metrics if any(line.get(name) for line in lines)] or metrics  # 0 all along says nothing
     colours = dict(zip(curves, _colours(len(curves)), strict=True))
     across = min(3, len(metrics))
     with style():

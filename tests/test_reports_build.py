@@ -62,7 +62,7 @@ def test_building_again_gives_the_same_bytes_and_json_names_them(built, tmp_path
 def test_the_script_runs_from_anywhere_and_names_the_page_last(tmp_path):
     small_grid(tmp_path / "runs", "one")
     command = [sys.executable, "-W", "error", str(SCRIPT), "out=there"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "there/index.html"
     assert (tmp_path / "there" / "index.html").is_file()
@@ -70,7 +70,7 @@ def test_the_script_runs_from_anywhere_and_names_the_page_last(tmp_path):
 
 def test_an_unknown_grid_exits_2_and_writes_nothing(built, tmp_path):
     command = [sys.executable, str(SCRIPT), f"store={built[0]}", "out=there", "grids=[num_group]"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "nearest: num_groups" in done.stderr
