@@ -35,7 +35,7 @@ def validate(config: Config) -> None:
         ),
         ("optim.momentum", 0 <= config.optim.momentum < 1, "from 0 to below 1"),
         ("optim.final_lr", config.optim.final_lr >= 0, "0 or more"),
-        ("runtime.workers", config.runtime.workers >= -1, "-1 (by the threads), 0 (this process) or more"),
+        ("runtime.workers", config.runtime.workers >= 0, "0 (this process) or more"),
         ("runtime.threads", config.runtime.threads >= 0, "0 (torch decides) or more"),
         ("views.size", config.views.size >= 1, "at least 1"),
         ("data.size", config.data.size >= 8, "at least 8"),

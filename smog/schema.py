@@ -100,7 +100,7 @@ class Runtime:
 
     store: str = runtime_field()
     device: str = runtime_field()
-    workers: int = runtime_field()  # processes that make views; 0: the training process itself; -1: by the threads
+    workers: int = runtime_field()  # processes that make views; 0 makes them in the training process
     threads: int = runtime_field()  # of torch; 0 leaves its own choice
     log_every: int = runtime_field()  # steps
     checkpoint_every: float = runtime_field()  # seconds

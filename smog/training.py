@@ -60,8 +60,6 @@ class Run:
         torch.manual_seed(config.seed)
         self.method = Smog(config)
         check_batch(config, len(open_source(config.data, "train").labels))  # before anything is written
-        workers = config.runtime.workers
-        self.workers = torch.get_num_threads() // 2 if workers < 0 else workers
         self.batches = Batches(config, open_images(config, "train"))
         self.steps = round(config.optim.epochs * self.batches.per_epoch)
         self.method.to(self.device).to(memory_format=torch.channels_last).train()
@@ -86,7 +84,7 @@ class Run:
         started, saved = time.monotonic() - self.seconds, time.monotonic()
         last_finite = torch.full((), self.step - 1, device=self.device)
         every = self.config.runtime.log_every
-        batches = loader(self.batches, self.step, self.steps, self.workers)
+        batches = loader(self.batches, self.step, self.steps, self.config.runtime.workers)
         with Progress(self.steps, self.step, run_id(self.config)) as progress:
             for step in range(self.step, self.steps):
                 self.step = step
@@ -110,7 +108,8 @@ class Run:
 
     def _one_step(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         self._report_bad(batch.bad)
-        views = torch.stack([normalize(view, self.device) for view in batch.views])
+        count = batch.views.shape[:2]
+        views = normalize(batch.views.flatten(0, 1), self.device).unflatten(0, count)
         set_rate(self.optimizer, rate(self.step, self.steps, self.batches.per_epoch, self.config.optim))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss, details = self.method(views, self.step)

@@ -101,7 +101,7 @@ WRONG = [
     (["train", "backbone.args.layer=3"], ["layer"]),
     (["train", "backbone=vit_small", "views.size=16"], ["backbone", "16"]),
     (["train", "runtime.device=gpu"], ["runtime.device='gpu'"]),
-    (["train", "runtime.workers=-2"], ["runtime.workers=-2"]),
+    (["train", "runtime.workers=-1"], ["runtime.workers=-1"]),
     (["train", "runtime.threads=-1"], ["runtime.threads=-1"]),
     (["train", "backbone.args.drop_rate=nan"], ["backbone.args"]),
     (["show"], ["smog show RUN"]),

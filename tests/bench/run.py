@@ -47,7 +47,7 @@ def bench_step() -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         config = with_fingerprint(compose(["recipe=demo", f"runtime.store={folder}", "optim.epochs=1000"]))
         run = Run(config, Path(folder) / "run")
-        batches = loader(run.batches, 0, run.steps, run.workers)
+        batches = loader(run.batches, 0, run.steps, workers=0)
 
         def step() -> None:
             run._one_step(next(batches))
