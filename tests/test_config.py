@@ -266,7 +266,7 @@ def refused(function, *arguments) -> str:
         ("optim.momentum=-1", ["optim.momentum=-1"]),
         ("optim.momentum=1.5", ["optim.momentum=1.5"]),
         ("optim.final_lr=-1", ["optim.final_lr=-1"]),
-        ("runtime.workers=-2", ["runtime.workers=-2"]),
+        ("runtime.workers=-1", ["runtime.workers=-1"]),
         ("runtime.threads=-1", ["runtime.threads=-1"]),
     ],
 )
