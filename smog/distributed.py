@@ -37,10 +37,11 @@ def sum_over_ranks(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def rows_of_all_ranks(x: torch.Tensor) -> torch.Tensor:
-    """Return the ranks' rows [n, d], equally many each, one below the other in order of rank: [world x n, d]."""
+def rows_of_all_ranks(x: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """Return the ranks' tensors, of equal shape, one after the other along ``dim`` in order of rank. At 0, rows [n, d]
+    become [world x n, d]."""
     if world_size() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(world_size())]
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+    return torch.cat(parts, dim)
