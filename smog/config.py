@@ -127,6 +127,8 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
         return float(value)  # YAML reads 1e-4 as text
     if kind == list[float] and isinstance(value, list):
         return [_typed(float, item, f"{name}[{place}]") for place, item in enumerate(value)]
+    if kind == list[str] and isinstance(value, list):
+        return [_typed(str, item, f"{name}[{place}]") for place, item in enumerate(value)]
     origin = getattr(kind, "__origin__", kind)
     if not isinstance(value, origin) or (isinstance(value, bool) and kind is not bool):
         raise UsageError(f"{name}={value!r}: {origin.__name__} expected, not {type(value).__name__}")

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.distributed as dist
+
+control: dist.ProcessGroup | None = None  # of CPU messages beside the tensors' group; processes.joined opens it
 
 
 def rank() -> int:
@@ -45,3 +51,44 @@ def rows_of_all_ranks(x: torch.Tensor, dim: int = 0) -> torch.Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts, dim)
+
+
+@torch.no_grad()
+def broadcast(x: torch.Tensor) -> torch.Tensor:
+    """Put rank 0's values into every rank's tensor of the same shape, contiguous, and return it."""
+    if world_size() > 1:
+        dist.broadcast(x, 0)
+    return x
+
+
+def agreed(*values: int) -> list[int]:
+    """Return the largest that any rank has of each value, on the CPU: what all ranks then do together."""
+    if world_size() == 1:
+        return list(values)
+    largest = torch.tensor(values)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=control)
+    return largest.tolist()
+
+
+def gathered(value: Any) -> list[Any]:
+    """Return the ranks' values, of any kind, in order of rank."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value, group=control)
+    return values
+
+
+def wait() -> None:
+    """Return once all ranks have come here."""
+    agreed(0)
+
+
+@contextlib.contextmanager
+def rank_0_first() -> Iterator[None]:
+    """Let rank 0 through the body, and the others once it is done: it writes what they then only read."""
+    if rank():
+        wait()
+    yield
+    if not rank():
+        wait()

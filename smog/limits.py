@@ -23,6 +23,13 @@ def validate(config: Config) -> None:
         ("views.flip", 0 <= config.views.flip <= 1, "from 0 to 1"),
         *_view_checks("first", config.views.first),
         *_view_checks("second", config.views.second),
+        *_view_checks("local", config.views.local),
+        ("views.global_crops", config.views.global_crops >= 2, "at least 2: one is predicted from the other"),
+        ("views.local_crops", config.views.local_crops >= 0, "0 or more"),
+        ("views.local_size", config.views.local_size >= 1, "at least 1"),
+        ("method.start_groups", config.method.start_groups in (0, *range(2, config.method.num_groups + 1)), _START),
+        ("method.growth_epochs", config.method.growth_epochs >= 0, "0 or more"),
+        ("method.instance_epochs", config.method.instance_epochs >= 0, "0 or more"),
         ("views.hue", 0 <= config.views.hue <= 0.5, "from 0 to 0.5"),
         *(
             (f"views.{key}", getattr(config.views, key) >= 0, "0 or more")
@@ -33,6 +40,10 @@ def validate(config: Config) -> None:
             0 < config.views.blur_sigma_min <= config.views.blur_sigma_max,
             "above 0, up to blur_sigma_max",
         ),
+        ("optim.accumulate", config.optim.accumulate >= 1, "at least 1"),
+        ("optim.warmup_start", 0 <= config.optim.warmup_start <= 1, "from 0 to 1"),
+        ("optim.final_weight_decay", config.optim.final_weight_decay >= 0, "0 or more"),
+        ("optim.clip", config.optim.clip >= 0, "0 (no clipping) or more"),
         ("optim.momentum", 0 <= config.optim.momentum < 1, "from 0 to below 1"),
         ("optim.final_lr", config.optim.final_lr >= 0, "0 or more"),
         ("runtime.workers", config.runtime.workers >= 0, "0 (this process) or more"),
@@ -54,6 +65,16 @@ def validate(config: Config) -> None:
         if not fine:
             raise UsageError(f"{name}={flat[name]}: must be {allowed}")
     _validate_names(config)
+    if config.optim.batch % config.optim.accumulate:
+        raise UsageError(
+            f"optim.accumulate={config.optim.accumulate} does not divide optim.batch={config.optim.batch}: "
+            "micro-batches are equal"
+        )
+    if config.optim.batch // config.optim.accumulate < 2:
+        raise UsageError(
+            f"optim.batch={config.optim.batch} in {config.optim.accumulate} micro-batches leaves one image each; "
+            "BatchNorm needs two: take a smaller optim.accumulate"
+        )
     if config.method.num_groups > config.method.cache_size:
         raise UsageError(
             f"method.num_groups={config.method.num_groups} is above method.cache_size={config.method.cache_size}: "
@@ -70,14 +91,18 @@ def finite(settings: Any) -> None:
             raise UsageError(f"{name}={value}: finite numbers expected") from None
 
 
-_MOMENTA = ("group_momentum", "encoder_momentum")
+_MOMENTA = ("group_momentum", "encoder_momentum", "final_encoder_momentum")
+_START = "0 (all from the start), or from 2 to method.num_groups"
 _CHOICES = {
     "data.name": ("garments", "cifar10", "imagefolder"),
     "data.on_bad_image": ("fatal", "replace"),
     "method.name": ("smog",),
     "method.direction": ("both", "alternate", "one_way"),
-    "optim.name": ("sgd", "adamw"),
-    "optim.precision": ("auto", "bf16", "fp32"),
+    "method.targets": ("before", "after"),
+    "method.group_updates": ("once", "per_view"),
+    "method.initial_groups": ("sphere", "orthant", "batch"),
+    "optim.name": ("sgd", "lars", "adamw"),
+    "optim.precision": ("auto", "bf16", "fp16", "fp32"),
 }
 
 

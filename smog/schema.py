@@ -27,7 +27,7 @@ class Data:
 
 @dataclass(frozen=True)
 class View:
-    """What one of the two views does on its own (BYOL's asymmetry)."""
+    """What one kind of view does on its own (BYOL's asymmetry)."""
 
     scale_min: float  # smallest share of the image's area that a crop covers
     scale_max: float
@@ -39,9 +39,13 @@ class View:
 
 @dataclass(frozen=True)
 class Views:
-    """How two views are made of an image; the names and meanings are BYOL's (arXiv 2006.07733, appendix B)."""
+    """How the views of an image are made: global crops, first and second in turn, and smaller local ones (multi-crop,
+    SwAV, arXiv 2006.09882). The names and meanings are BYOL's (arXiv 2006.07733, appendix B)."""
 
-    size: int  # side of a view in pixels
+    size: int  # side of a global crop in pixels
+    global_crops: int  # the momentum branch sees these alone
+    local_size: int
+    local_crops: int
     flip: float  # probability
     brightness: float  # strengths of the jitter
     contrast: float
@@ -51,6 +55,7 @@ class Views:
     blur_sigma_max: float
     first: View
     second: View
+    local: View
 
 
 @dataclass(frozen=True)
@@ -76,22 +81,40 @@ class Method:
     regroup_interval: int  # optimiser steps between two k-means over the cache; 0 never regroups
     reset_momentum_encoder: bool  # copy the online weights into the momentum branch at each regroup
     encoder_momentum: float
-    direction: str  # both views are predicted from each other, their roles alternate, or one_way: first from second
+    final_encoder_momentum: float  # a cosine over all steps leads there
+    direction: (
+        str  # both: all crops from each other's groups; alternate: one global crop is the target, in turn; one_way
+    )
+    momentum_predictor: bool  # whether the target passes a copy of the predictor too
+    normalize_features: bool  # put z on the sphere before it meets the groups
+    normalize_groups: bool  # put the groups back on the sphere after each update
+    targets: str  # of the groups before or after the update
+    group_gradient: bool  # through the (1 - momentum) part of the updated groups
+    group_updates: str  # once a step with all crops, or per_view, one after the other
+    initial_groups: str  # sphere, orthant (all positive) or batch (the first features)
+    start_groups: int  # beyond the paper: so many groups at first, more at each regroup; 0 starts with all
+    growth_epochs: float  # epochs until all groups are there
+    balanced_targets: bool  # beyond the paper: targets spread evenly over the groups (Sinkhorn, SwAV)
+    instance_epochs: float  # beyond the paper: instance contrast (MoCo v3) for so many epochs, groups after it
 
 
 @dataclass(frozen=True)
 class Optim:
     """The optimiser and its schedule: linear warm-up, then a cosine to ``final_lr``."""
 
-    name: str
+    name: str  # sgd, lars or adamw
     epochs: float
-    batch: int  # images a step
+    batch: int  # images a step, over all processes
+    accumulate: int  # micro-batches that a step is cut into; the groups move, and BatchNorm counts, by micro-batch
     lr: float  # at 256 images a step; the rate used is lr x batch / 256
-    final_lr: float
+    final_lr: float  # not scaled
     warmup_epochs: float
+    warmup_start: float  # share of the highest rate at which the warm-up starts
     momentum: float
     weight_decay: float
-    precision: str  # auto (bf16 where the hardware has it), bf16 or fp32; what was used stands in env.json
+    final_weight_decay: float  # a cosine over all steps leads there
+    clip: float  # largest norm of the gradient; 0 does not clip
+    precision: str  # auto (bf16 where the hardware has it), bf16, fp16 or fp32; what was used stands in env.json
 
 
 @dataclass(frozen=True)
@@ -102,6 +125,8 @@ class Runtime:
     device: str = runtime_field()
     workers: int = runtime_field()  # processes that make views; 0 makes them in the training process
     threads: int = runtime_field()  # of torch; 0 leaves its own choice
+    compile: bool = runtime_field()  # torch.compile of the networks; equal up to rounding
+    loggers: list[str] = runtime_field()  # noqa: RUF009 (as above); tensorboard, wandb; metrics.jsonl stays the truth
     log_every: int = runtime_field()  # steps
     checkpoint_every: float = runtime_field()  # seconds
     keep_images: int = runtime_field()  # decoded images are kept in one file when they take at most so many megabytes

@@ -17,7 +17,7 @@ from torch import Tensor
 from smog import checkpoint
 from smog.config import dump
 from smog.data.images import open_images
-from smog.data.sampler import Batches, check_batch, loader
+from smog.data.sampler import Batch, Batches, check_batch, loader
 from smog.data.sources import open_source, with_fingerprint
 from smog.data.views import normalize
 from smog.distributed import world_size
@@ -26,7 +26,7 @@ from smog.errors import RunError, UsageError
 from smog.identity import group_id, run_id
 from smog.methods.smog import Smog
 from smog.models import fast_bf16
-from smog.optim import build_optimizer, rate, set_rate
+from smog.optim import Clock, build_optimizer, schedule
 from smog.progress import Progress
 from smog.schema import Config
 from smog.store import write_atomically, write_json
@@ -65,6 +65,10 @@ class Run:
         self.method.to(self.device).to(memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.method, config.optim)
         self.step, self.seconds, self.precision = 0, 0.0, precision(config, self.device)
+        self.half = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        if config.runtime.compile:
+            self.method.compile()
         self.known_bad: set[str] = set()
 
     def finish(self) -> None:
@@ -106,18 +110,28 @@ class Run:
         if not self.steps:
             self._save(0)
 
-    def _one_step(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def _one_step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         self._report_bad(batch.bad)
-        count = batch.views.shape[:2]
-        views = normalize(batch.views.flatten(0, 1), self.device).unflatten(0, count)
-        set_rate(self.optimizer, rate(self.step, self.steps, self.batches.per_epoch, self.config.optim))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss, details = self.method(views, self.step)
+        clock, parts = Clock(self.step, self.steps, self.batches.per_epoch), self.config.optim.accumulate
+        schedule(self.optimizer, clock, self.config.optim)
+        losses, details = [], dict[str, Tensor]()
+        for part in zip(*(crops.chunk(parts, dim=1) for crops in batch.views), strict=True):
+            views = [normalize(crops.flatten(0, 1), self.device).unflatten(0, crops.shape[:2]) for crops in part]
+            with torch.autocast(self.device.type, self.half, enabled=self.precision != "fp32"):
+                loss, details = self.method(views, clock)
+            self.scaler.scale(loss / parts).backward()
+            losses.append(loss.detach())
+        self._update()
+        self.method.after_step(clock)
+        return torch.stack(losses).mean(), details
+
+    def _update(self) -> None:
+        if self.config.optim.clip:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.config.optim.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.method.after_step(self.step)
-        return loss.detach(), details
 
     def _row(self, loss: Tensor, details: dict[str, Tensor]) -> dict[str, Any]:
         """One line of metrics.jsonl: equal from run to run but for ``time``."""

@@ -13,7 +13,7 @@ from smog.schema import Config
 
 RUNTIME = {
     "data.root", "data.download", "recipe", "runtime.store", "runtime.device", "runtime.workers", "runtime.threads",
-    "runtime.log_every", "runtime.checkpoint_every", "runtime.keep_images",
+    "runtime.compile", "runtime.loggers", "runtime.log_every", "runtime.checkpoint_every", "runtime.keep_images",
 }  # fmt: skip
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 VALUES = {
@@ -21,6 +21,7 @@ VALUES = {
     float: FINITE,
     bool: st.booleans(),
     str: st.text(max_size=8),
+    list[str]: st.lists(st.text(max_size=4), max_size=2),
     dict[str, Any]: st.dictionaries(st.text(max_size=3), st.integers() | FINITE | st.text(max_size=3), max_size=3),
 }
 
@@ -231,7 +232,7 @@ def refused(function, *arguments) -> str:
         ("method=smo", ["method 'smo'", "smog"]),
         ("data.name=imagefoldr", ["data.name='imagefoldr'", "nearest: imagefolder"]),
         ("optim.name=sdg", ["optim.name='sdg'", "nearest: sgd"]),
-        ("optim.precision=fp16", ["optim.precision='fp16'", "nearest: ", "bf16"]),
+        ("optim.precision=fp8", ["optim.precision='fp16'", "nearest: ", "bf16"]),
         ("seed=abc", ["seed='abc'", "int expected", "str"]),
         ("seed=1.5", ["seed=1.5", "int expected"]),
         ("seed=true", ["seed=True", "int expected"]),

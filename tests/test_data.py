@@ -442,15 +442,15 @@ def test_a_batch_depends_on_seed_and_step_alone(batches):
     one, again, other = batches("seed=1"), batches("seed=1"), batches("seed=2")
     for step in (7, 3, 8):  # in any order
         assert np.array_equal(one.indices(step), again.indices(step))
-        assert torch.equal(one[step].views, again[step].views)
+        assert torch.equal(one[step].views[0], again[step].views[0])
         assert not np.array_equal(one.indices(step), other.indices(step))
-    assert one[3].views.shape == (2, 16, 16, 16, 3)
-    assert one[3].views.dtype == torch.uint8
+    assert [crops.shape for crops in one[3].views] == [(2, 16, 16, 16, 3)]
+    assert one[3].views[0].dtype == torch.uint8
 
 
 def test_an_image_looks_different_in_each_epoch_and_seed(batches):
     made = batches("optim.batch=96")
-    by_image = [dict(zip(made.indices(e).tolist(), made[e].views[0], strict=True)) for e in (0, 1)]
+    by_image = [dict(zip(made.indices(e).tolist(), made[e].views[0][0], strict=True)) for e in (0, 1)]
     assert sum(torch.equal(by_image[0][i], by_image[1][i]) for i in range(96)) == 0
 
 
@@ -462,9 +462,9 @@ def test_fewer_images_than_a_batch_is_refused(batches):
 
 def test_workers_and_a_start_in_the_middle_change_nothing(batches):
     made = batches()
-    whole = [batch.views for batch in loader(made, 0, 9, workers=0)]
+    whole = [batch.views[0] for batch in loader(made, 0, 9, workers=0)]
     for start, workers in ((0, 2), (4, 0), (5, 2)):
-        part = [batch.views for batch in loader(made, start, 9, workers)]
+        part = [batch.views[0] for batch in loader(made, start, 9, workers)]
         assert len(part) == 9 - start
         assert all(torch.equal(a, b) for a, b in zip(part, whole[start:], strict=True))
 
@@ -482,7 +482,7 @@ def test_files_in_a_zip_are_read_by_two_workers(folder, of, tmp_path):
     config = with_fingerprint(of(zipped(folder, tmp_path / "images.zip"), "optim.batch=8", "runtime.keep_images=0"))
     made = Batches(config, open_images(config, "train"))
     made.images[0]  # the archive is open before the processes start
-    alone, shared = ([batch.views for batch in loader(made, 0, 6, workers)] for workers in (0, 2))
+    alone, shared = ([batch.views[0] for batch in loader(made, 0, 6, workers)] for workers in (0, 2))
     assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
 
 

@@ -17,7 +17,7 @@ import torch
 from smog import checkpoint, compose, load_backbone, train
 from smog.config import dump
 from smog.errors import RunError, UsageError
-from smog.optim import peak, rate
+from smog.optim import Clock, peak, rate
 from smog.training import read_lines
 
 
@@ -233,7 +233,7 @@ def test_another_thread_count_on_resume_is_said(tmp_path: Path, capsys: pytest.C
 
 def test_the_rate_warms_up_and_falls_to_its_end() -> None:
     config = compose(["optim.lr=0.2", "optim.batch=512", "optim.warmup_epochs=2", "optim.final_lr=0.01"]).optim
-    rates = [rate(step, 100, 10, config) for step in range(101)]
+    rates = [rate(Clock(step, 100, 10), config) for step in range(101)]
     assert peak(config) == pytest.approx(0.4)
     assert rates[0] == pytest.approx(0.4 / 20)
     assert rates[20] == pytest.approx(0.4) == max(rates)

@@ -18,8 +18,9 @@ KEYS = st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**20), st.integers(0
 SIDES = st.integers(1, 70)
 STILL = View(scale_min=1.0, scale_max=1.0, jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
 QUIET = Views(
-    size=16, flip=0.0, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1,
-    blur_sigma_min=1.0, blur_sigma_max=2.0, first=STILL, second=STILL,
+    size=16, global_crops=2, local_size=8, local_crops=0,
+    flip=0.0, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1,
+    blur_sigma_min=1.0, blur_sigma_max=2.0, first=STILL, second=STILL, local=STILL,
 )  # fmt: skip
 
 
@@ -49,9 +50,14 @@ ALL = {**PICTURES, "noise": noise(64, 64)}
 
 
 def pair(image, config, seed=0, epoch=0, index=0):
-    out = np.zeros((2, config.size, config.size, 3), np.uint8)
-    views.two_views(image, config, seed, epoch, index, out)
-    return out
+    return crops(image, dataclasses.replace(config, local_crops=0), seed, epoch, index)[0]
+
+
+def crops(image, config, seed=0, epoch=0, index=0):
+    large = np.zeros((config.global_crops, config.size, config.size, 3), np.uint8)
+    small = np.zeros((config.local_crops, config.local_size, config.local_size, 3), np.uint8)
+    views.make_views(image, config, seed, epoch, index, large, small)
+    return large, small
 
 
 # ---- the random numbers ----
@@ -114,7 +120,7 @@ def test_a_view_is_a_uint8_square_for_any_shape(height, width, size, key):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (3, 900), (900, 3)])
 def test_one_view_of_a_strip_is_a_uint8_square(shape):
-    one = views.one_view(noise(*shape), LOUD, LOUD.first, views.random_numbers(0, 0, 0, 56))
+    one = views.one_view(noise(*shape), LOUD, LOUD.first, views.random_numbers(0, 0, 0, 56), 16)
     assert one.dtype == np.uint8
     assert one.shape == (16, 16, 3)
 
@@ -174,13 +180,13 @@ def difference(ours, operation, image, *arguments, **more):
 
 
 def gray(image):
-    found = views.one_view(image, dataclasses.replace(QUIET, size=64), view(gray=1.0), [0.5] * 56)
+    found = views.one_view(image, dataclasses.replace(QUIET, size=64), view(gray=1.0), [0.5] * 56, 64)
     assert (found == found[..., :1]).all()
     return found
 
 
 def solarized(image):
-    return views.one_view(image, dataclasses.replace(QUIET, size=64), view(solarize=1.0), [0.5] * 56)
+    return views.one_view(image, dataclasses.replace(QUIET, size=64), view(solarize=1.0), [0.5] * 56, 64)
 
 
 FACTORS = (0.0, 0.6, 0.8, 0.95, 1.0, 1.2, 1.4)
@@ -242,7 +248,12 @@ def test_a_view_without_more_is_torchvisions_resized_crop(shape):
         numbers = views.random_numbers(0, 0, index, 56)
         box = views.crop_box(*shape, crop, numbers)
         largest, mean = difference(
-            views.one_view(image, config, crop, numbers), tv.resized_crop, image, *box, [32, 32], antialias=True
+            views.one_view(image, config, crop, numbers, config.size),
+            tv.resized_crop,
+            image,
+            *box,
+            [32, 32],
+            antialias=True,
         )
         assert largest <= 1  # measured: 1, 0.41
         assert mean <= 0.45

@@ -13,16 +13,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from smog.data.images import Images
-from smog.data.views import two_views
+from smog.data.views import make_views
 from smog.errors import UsageError
 from smog.schema import Config
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``views`` uint8 [2, batch, size, size, 3]; ``bad`` the images that did not decode, path -> reason."""
+    """``views`` one tensor a size, uint8 [crops, batch, side, side, 3], the global crops first; ``bad`` the images that
+    did not decode, path -> reason."""
 
-    views: torch.Tensor
+    views: list[torch.Tensor]
     bad: dict[str, str]
 
 
@@ -41,11 +42,13 @@ class Batches(Dataset):
         return _permutation(self.seed, epoch, len(self.images))[place * self.batch : (place + 1) * self.batch]
 
     def __getitem__(self, step: int) -> Batch:
-        epoch, size = step // self.per_epoch, self.views.size
-        views = np.empty((2, self.batch, size, size, 3), np.uint8)
+        epoch, v = step // self.per_epoch, self.views
+        large = np.empty((v.global_crops, self.batch, v.size, v.size, 3), np.uint8)
+        small = np.empty((v.local_crops, self.batch, v.local_size, v.local_size, 3), np.uint8)
         for place, index in enumerate(self.indices(step).tolist()):
-            two_views(self.images[index], self.views, self.seed, epoch, index, views[:, place])
-        return Batch(torch.from_numpy(views), dict(self.images.bad))
+            make_views(self.images[index], v, self.seed, epoch, index, large[:, place], small[:, place])
+        sizes = [large, small] if v.local_crops else [large]
+        return Batch([torch.from_numpy(crops) for crops in sizes], dict(self.images.bad))
 
 
 def check_batch(config: Config, images: int) -> None:

@@ -1,4 +1,4 @@
-"""Two random views of an image with OpenCV on uint8, each a function of (seed, epoch, index, view) alone.
+"""Random views of an image with OpenCV on uint8, each a function of (seed, epoch, index, view) alone.
 
 Operations and their order are BYOL's (arXiv 2006.07733, appendix B): crop, flip, colour jitter in random order,
 grey, blur, solarise. Normalisation is left to the device, for a whole batch at once.
@@ -36,21 +36,29 @@ def random_numbers(seed: int, epoch: int, index: int, count: int) -> list[float]
     return ((words >> np.uint64(11)) * 2.0**-53).tolist()
 
 
-def two_views(image: np.ndarray, views: Views, seed: int, epoch: int, index: int, out: np.ndarray) -> None:
-    """Write both views of an image, uint8 RGB [h, w, 3], into ``out``, uint8 [2, size, size, 3]."""
-    numbers = random_numbers(seed, epoch, index, 2 * _EACH)
-    out[0] = one_view(image, views, views.first, numbers[:_EACH])
-    out[1] = one_view(image, views, views.second, numbers[_EACH:])
+def make_views(
+    image: np.ndarray, views: Views, seed: int, epoch: int, index: int, large: np.ndarray, small: np.ndarray
+) -> None:
+    """Write all views of an image, uint8 RGB [h, w, 3]: the global crops, first and second in turn, into ``large``,
+    uint8 [crops, size, size, 3], and the local ones into ``small``, uint8 [crops, local_size, local_size, 3]."""
+    count = len(large) + len(small)
+    numbers = random_numbers(seed, epoch, index, count * _EACH)
+    for place in range(count):
+        own = numbers[place * _EACH : (place + 1) * _EACH]
+        if place < len(large):
+            large[place] = one_view(image, views, (views.first, views.second)[place % 2], own, views.size)
+        else:
+            small[place - len(large)] = one_view(image, views, views.local, own, views.local_size)
 
 
-def one_view(image: np.ndarray, views: Views, view: View, numbers: list[float]) -> np.ndarray:
+def one_view(image: np.ndarray, views: Views, view: View, numbers: list[float], size: int) -> np.ndarray:
     """Return a view, uint8 RGB [size, size, 3], for random numbers in [0, 1)."""
     top, left, height, width = crop_box(image.shape[0], image.shape[1], view, numbers)
     flip, jitter, grey, blur, sigma, solarize, *color = numbers[_TRIES * _CROP :]
     patch = image[top : top + height, left : left + width]
     if flip < views.flip:
         patch = patch[:, ::-1]
-    patch = resize(np.ascontiguousarray(patch), views.size)
+    patch = resize(np.ascontiguousarray(patch), size)
     if jitter < view.jitter:
         patch = color_jitter(patch, views, color)
     if grey < view.gray:

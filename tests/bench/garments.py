@@ -54,7 +54,7 @@ def fit(network: nn.Module, batches: Batches, labels: torch.Tensor, epochs: int)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     for step, batch in enumerate(loader(batches, 0, steps, workers=0)):
         with torch.autocast("cpu", torch.bfloat16):
-            scores = network(normalize(batch.views.flatten(0, 1), torch.device("cpu")))
+            scores = network(normalize(batch.views[0].flatten(0, 1), torch.device("cpu")))
         loss = F.cross_entropy(scores.float(), labels[batches.indices(step)].repeat(2), label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()

@@ -53,7 +53,7 @@ def bench_step() -> Iterator[dict[str, Any]]:
             run._one_step(next(batches))
             run.step += 1
 
-        views = torch.stack([normalize(view, run.device) for view in run.batches[0].views])
+        views = torch.stack([normalize(view, run.device) for view in run.batches[0].views[0]])
         ours, peer, ratio = paired(step, lambda: passes(run, views))
     yield row("step", ours, peer, ratio, "its networks' forward and backward passes alone", "s")
 
@@ -61,7 +61,7 @@ def bench_step() -> Iterator[dict[str, Any]]:
 def passes(run: Any, views: torch.Tensor) -> None:
     """Forward and backward of the online networks and forward of the momentum branch, on the same views."""
     method = run.method
-    online, other = method._roles(views, 0)
+    online, other = (views[crops].flatten(0, 1) for crops in method._roles(len(views), 0))
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
         q = method.predictor(method.projector(method.backbone(online)))
         with torch.no_grad():
