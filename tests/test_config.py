@@ -232,7 +232,7 @@ def refused(function, *arguments) -> str:
         ("method=smo", ["method 'smo'", "smog"]),
         ("data.name=imagefoldr", ["data.name='imagefoldr'", "nearest: imagefolder"]),
         ("optim.name=sdg", ["optim.name='sdg'", "nearest: sgd"]),
-        ("optim.precision=fp8", ["optim.precision='fp8'", "nearest: ", "bf16"]),
+        ("optim.precision=fp8", ["optim.precision='fp8'", "nearest: ", "fp16"]),
         ("seed=abc", ["seed='abc'", "int expected", "str"]),
         ("seed=1.5", ["seed=1.5", "int expected"]),
         ("seed=true", ["seed=True", "int expected"]),
