@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-control: dist.ProcessGroup | None = None  # of CPU messages beside the tensors' group; processes.joined opens it
+control: Any = None  # a process group for messages of the CPU, beside that of the tensors; processes.joined opens it
 
 
 def rank() -> int:

@@ -1,0 +1,89 @@
+"""Batch norm whose statistics are those of the whole batch, however many processes share it (design 3)."""
+
+from __future__ import annotations
+
+import timm.layers
+import torch
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from smog.distributed import sum_over_ranks, world_size
+from smog.errors import UsageError
+
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """Batch norm over the batches of all ranks, [b, c] or [b, c, ...] each, by two sums over ranks.
+
+    torch.nn.SyncBatchNorm does the same on CUDA, and raises on the CPU. ``drop`` and ``act`` are what timm's
+    BatchNormAct2d does after the norm. Evaluation needs no other rank.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.weight, self.bias = norm.weight, norm.bias  # the same parameters: an optimiser may hold them already
+        for name, buffer in norm.named_buffers(recurse=False):
+            setattr(self, name, buffer)
+        self.drop, self.act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
+        self.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise, half precision in float32 as torch does, and return what came in: shape and type."""
+        if not self.training:
+            return self.act(self.drop(super().forward(x)))
+        wide = x if x.dtype == torch.float64 else x.float()
+        return self.act(self.drop(self._over_ranks(wide).to(x.dtype)))
+
+    def _over_ranks(self, x: Tensor) -> Tensor:
+        dims, count = [0, *range(2, x.dim())], x.numel() // x.shape[1] * world_size()
+        mean = sum_over_ranks(x.sum(dims)) / count
+        centred = x - _along(mean, x)
+        variance = sum_over_ranks(centred.square().sum(dims)) / count  # around the mean of all: nothing cancels
+        if self.track_running_stats:
+            self._follow(mean.detach(), variance.detach() * count / (count - 1))
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            return torch.addcmul(_along(self.bias, x), centred, _along(scale * self.weight, x))
+        return centred * _along(scale, x)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics; without a momentum they are the average of all batches so far."""
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        for running, now in ((self.running_mean, mean), (self.running_var, variance)):
+            assert running is not None
+            running.lerp_(now, share)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Take all shapes: what was converted has checked its own."""
+
+
+def _along(values: Tensor, x: Tensor) -> Tensor:
+    """Lay one value a channel, [c], along the channels of x [b, c, ...]."""
+    return values.view(-1, *[1] * (x.dim() - 2))
+
+
+def synchronize(module: nn.Module) -> nn.Module:
+    """Let all batch norms of a module count over all ranks, and return it. Names, parameters and state stay, so that a
+    checkpoint fits any number of processes. One process needs nothing and gets its module back as it is."""
+    if world_size() == 1:
+        return module
+    if any(parameter.is_cuda for parameter in module.parameters()):
+        return timm.layers.convert_sync_batchnorm(module)  # torch's, and timm's norm with an activation
+    return _converted(module)
+
+
+def _converted(module: nn.Module) -> nn.Module:
+    if isinstance(module, _BatchNorm):
+        if type(module) not in (*PLAIN, BatchNormAct2d):
+            raise UsageError(
+                f"{type(module).__name__}: no statistics over several processes; train this backbone in one process"
+            )
+        return GlobalBatchNorm(module)
+    for name, child in module.named_children():
+        setattr(module, name, _converted(child))
+    return module

@@ -1,0 +1,283 @@
+"""Two processes with half of a batch each are one process with all of it; one that is lost or asked to stop loses
+nothing. All of it in real processes over gloo on the loopback."""
+
+import copy
+import multiprocessing
+import os
+import pickle
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from smog import distributed
+from smog.batchnorm import GlobalBatchNorm, synchronize
+from smog.errors import RunError, UsageError
+from smog.processes import Place, joined, place
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["smog.training"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loopback():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        yield
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def one_rank(rank: int, world: int, port: int, answer: Path, work: Callable[..., Any], *args: Any) -> None:
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()}
+    try:
+        result = work(*args)
+    except (RunError, UsageError) as error:
+        result = error
+    answer.write_bytes(pickle.dumps(result))
+
+
+def start(folder: Path, work: Callable[..., Any], *args: Any, world: int = 2):
+    port = free_port()
+    folder.mkdir(exist_ok=True)
+    ranks = [
+        SERVER.Process(target=one_rank, args=(rank, world, port, folder / f"{rank}", work, *args))
+        for rank in range(world)
+    ]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def in_ranks(folder: Path, work: Callable[..., Any], *args: Any, world: int = 2) -> list[Any]:
+    """What ``work(*args)`` returns, or the error that it raises, in each of some processes."""
+    for process in start(folder, work, *args, world=world):
+        process.join()
+        assert process.exitcode == 0
+    return [pickle.loads((folder / f"{rank}").read_bytes()) for rank in range(world)]
+
+
+# ---- the collectives ----
+
+
+def collectives() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for _ in range(2):  # joining again in the same process is another run
+        with joined("cpu"):
+            mine = distributed.rank()
+            x = torch.tensor([[1.0, 2.0]]) + 10 * mine
+            found["rows"] = distributed.rows_of_all_ranks(x)
+            found["columns"] = distributed.rows_of_all_ranks(x, dim=1)
+            found["transposed"] = distributed.rows_of_all_ranks(torch.stack([x[0], x[0] + 1]).T)
+            found["sum"] = distributed.sum_over_ranks(x)
+            found["broadcast"] = distributed.broadcast(x.clone())
+            found["agreed"] = distributed.agreed(mine, 5 - mine)
+            found["gathered"] = distributed.gathered({"rank": mine})
+    return {**found, "alone": distributed.world_size()}
+
+
+def test_collectives(tmp_path):
+    first, second = in_ranks(tmp_path, collectives)
+    expected = {
+        "rows": torch.tensor([[1.0, 2.0], [11.0, 12.0]]),
+        "columns": torch.tensor([[1.0, 2.0, 11.0, 12.0]]),
+        "transposed": torch.tensor([[1.0, 2.0], [2.0, 3.0], [11.0, 12.0], [12.0, 13.0]]),
+        "sum": torch.tensor([[12.0, 14.0]]),
+        "broadcast": torch.tensor([[1.0, 2.0]]),
+    }
+    for found in (first, second):
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), name
+        assert found["agreed"] == [1, 5]
+        assert found["gathered"] == [{"rank": 0}, {"rank": 1}]
+        assert found["alone"] == 1
+
+
+def test_one_process_needs_no_group():
+    x = torch.randn(3, 2)
+    assert all(f(x) is x for f in (distributed.rows_of_all_ranks, distributed.sum_over_ranks, distributed.broadcast))
+    assert distributed.agreed(3, 1) == [3, 1]
+    assert distributed.gathered("x") == ["x"]
+    with joined("cpu"), distributed.rank_0_first():
+        distributed.wait()
+        assert not torch.distributed.is_initialized()
+
+
+# ---- batch norm ----
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "1d": lambda: nn.BatchNorm1d(5),
+    "no affine": lambda: nn.BatchNorm1d(5, affine=False),
+    "2d": lambda: nn.BatchNorm2d(5, eps=1e-3, momentum=0.3),
+    "3d": lambda: nn.BatchNorm3d(5),
+    "average": lambda: nn.BatchNorm2d(5, momentum=None),
+    "untracked": lambda: nn.BatchNorm2d(5, track_running_stats=False),
+    "with activation": lambda: BatchNormAct2d(5, act_layer=nn.SiLU),
+}
+SHAPES = {"1d": (12, 5), "no affine": (12, 5), "3d": (12, 5, 2, 3, 2)}
+
+
+def batch_of(name: str, step: int, dtype: torch.dtype) -> torch.Tensor:
+    """A batch off zero, the halves unlike each other, in channels_last where there are images."""
+    x = torch.randn(*SHAPES.get(name, (12, 5, 4, 3)), generator=torch.Generator().manual_seed(step), dtype=dtype)
+    x = 3 * x + 7 + torch.arange(12, dtype=dtype).view(-1, *[1] * (x.dim() - 1)) / 3
+    return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def through_norm(name: str, dtype: torch.dtype, half: slice = slice(None)) -> dict[str, torch.Tensor]:
+    """Three training steps of a norm on some rows of every batch, and an evaluation: all that may depend on them."""
+    torch.manual_seed(0)
+    norm, found = NORMS[name]().to(dtype), {}
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    norm = synchronize(norm)
+    for step in range(3):
+        x = batch_of(name, step, dtype)[half].requires_grad_()
+        y = norm(x)
+        (
+            y * torch.linspace(-1, 2, 12, dtype=dtype).view(-1, *[1] * (y.dim() - 1))[half] * y.detach().cos()
+        ).sum().backward()
+        found |= {f"output {step}": y.detach(), f"gradient {step}": x.grad}
+    found["evaluated"] = norm.eval()(batch_of(name, 9, dtype)[half]).detach()
+    return {**found, **norm.state_dict(), **{f"gradient of {k}": p.grad for k, p in norm.named_parameters()}}
+
+
+def halves(names: list[str]) -> dict[str, dict[str, torch.Tensor]]:
+    with joined("cpu"):
+        mine = slice(6 * distributed.rank(), 6 * distributed.rank() + 6)
+        cases = {name: through_norm(name, torch.float64, mine) for name in names}
+        cases["float32"] = through_norm("2d", torch.float32, mine)
+        with torch.autocast("cpu", torch.bfloat16):
+            x = batch_of("2d", 0, torch.bfloat16)[mine].requires_grad_()
+            y = GlobalBatchNorm(nn.BatchNorm2d(5))(x)
+            y.float().square().sum().backward()
+        cases["bf16"] = {"output": y.detach(), "gradient": x.grad}
+    return cases
+
+
+@pytest.fixture(scope="module")
+def by_halves(tmp_path_factory):
+    return in_ranks(tmp_path_factory.mktemp("norms"), halves, list(NORMS))
+
+
+def assert_halves_are(whole: dict[str, torch.Tensor], first, second, tolerance: float) -> None:
+    assert whole.keys() == first.keys() == second.keys()
+    for name, expected in whole.items():
+        if name.startswith("gradient of"):  # what DDP would sum
+            found = first[name] + second[name]
+        elif expected.shape[:1] == (12,):
+            found = torch.cat([first[name], second[name]])
+        else:
+            assert torch.equal(first[name], second[name]), name
+            found = first[name]
+        torch.testing.assert_close(
+            found, expected, rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_batch_norm_over_two_ranks_is_torchs_over_the_whole_batch(by_halves, name):
+    whole, first, second = through_norm(name, torch.float64), by_halves[0][name], by_halves[1][name]
+    if name == "untracked":  # evaluation then takes the statistics of what is at hand, in torch's as well
+        whole, first, second = ({k: v for k, v in case.items() if k != "evaluated"} for case in (whole, first, second))
+    assert_halves_are(whole, first, second, tolerance=1e-11)
+
+
+def test_batch_norm_in_single_and_half_precision(by_halves):
+    first, second = by_halves
+    assert_halves_are(through_norm("2d", torch.float32), first["float32"], second["float32"], tolerance=1e-5)
+    x = batch_of("2d", 0, torch.bfloat16).requires_grad_()
+    y = nn.BatchNorm2d(5)(x)
+    y.float().square().sum().backward()
+    assert first["bf16"]["output"].dtype == first["bf16"]["gradient"].dtype == torch.bfloat16
+    assert_halves_are({"output": y.detach(), "gradient": x.grad}, first["bf16"], second["bf16"], tolerance=0.02)
+
+
+def test_a_converted_network_keeps_its_names_and_parameters(monkeypatch):
+    network = timm.create_model("resnet10t", num_classes=0)
+    before, parameters = copy.deepcopy(network.state_dict()), list(network.parameters())
+    assert synchronize(network) is network
+    assert not any(isinstance(module, GlobalBatchNorm) for module in network.modules())
+    monkeypatch.setattr("smog.batchnorm.world_size", lambda: 2)
+    assert synchronize(network) is network
+    assert not any(type(module) is nn.BatchNorm2d for module in network.modules())
+    assert all(one is other for one, other in zip(network.parameters(), parameters, strict=True))
+    after = network.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_norm_of_another_kind_is_refused(monkeypatch):
+    monkeypatch.setattr("smog.batchnorm.world_size", lambda: 2)
+    with pytest.raises(UsageError, match="SplitBatchNorm2d: no statistics over several processes"):
+        synchronize(nn.Sequential(timm.layers.SplitBatchNorm2d(4)))
+
+
+# ---- the place of a process ----
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "1234"}
+SLURM = {
+    "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "8", "SLURM_JOB_NODELIST": "node[07-09]",
+}  # fmt: skip
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    fake = tmp_path / "scontrol"
+    fake.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[07-09]" ] && printf "node07\\nnode08\\nnode09\\n"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+
+def test_torchruns_environment_is_a_place():
+    assert place(TORCHRUN) == Place(3, 4, 1, "node7", 1234)
+
+
+@pytest.mark.usefixtures("scontrol")
+def test_slurms_environment_is_a_place():
+    assert place(SLURM) == Place(3, 4, 1, "node07", 20000 + (4711 * 16 + 2) % 12000)
+    del (without := dict(SLURM))["SLURM_STEP_NUM_TASKS"]
+    assert place(without).world == 8
+    assert place({**SLURM, **TORCHRUN}).host == "node7", "torchrun under srun"
+    assert place({**SLURM, "SLURM_JOB_ID": "4712"}).port != place(SLURM).port
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {**TORCHRUN, "WORLD_SIZE": "1"},
+        {**SLURM, "SLURM_STEP_NUM_TASKS": "1"},
+        {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"},  # a batch script, not a step
+        {**SLURM, "WORLD_SIZE": "1"},
+    ],
+)
+def test_one_process_has_no_place(environment):
+    assert place(environment) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is not set: start them by torchrun or srun"),
+        ({**TORCHRUN, "RANK": "two"}, "can't be read.*two"),
+        (SLURM, "scontrol can't say which machines"),
+    ],
+)
+def test_a_place_that_is_not_one_is_refused(environment, message, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UsageError, match=message):
+        place(environment)
