@@ -11,10 +11,12 @@ from typing import Any
 from smog.errors import UsageError, exit_code, nearest
 
 HELP = """usage: smog train [recipe=demo] [data=garments] [seed=0] [store=runs] [key=value ...]
+       smog train action=cost [gpus=1] [format=json] [recipe=demo] [key=value ...]
        smog eval knn|linear RUN [store=runs] [format=json] [key=value ...]
        smog show RUN [store=runs] [format=json]
 
-train  trains one run, or goes on with it where it was cut; running it again does no work
+train  trains one run, or goes on with it where it was cut; running it again does no work. action=cost starts
+       nothing: it prints a model of the steps, FLOPs, memory and hours, on so many devices, for which no data is needed
 eval   computes a task from a finished run's frozen backbone, unless its result is in the store
 show   prints a run's configuration, environment, cost and results
 
@@ -23,6 +25,7 @@ Keys are those of smog/conf/*.yaml; a wrong one is answered with the nearest nam
 
   smog train recipe=demo seed=0 method.num_groups=300
   smog train data=cifar10 data.root=DIR
+  smog train recipe=demo action=cost backbone=resnet50 views.size=224
   smog eval knn 3fa2 k=5
 """
 
@@ -44,14 +47,36 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> None:
+    action, rest = take(arguments, "action", "train")
+    if action not in ("train", "cost"):
+        raise UsageError(f"action={action!r}{nearest(action, ('train', 'cost'))}")
+    (_cost if action == "cost" else _run)(rest)
+
+
+def _run(arguments: list[str]) -> None:
     from smog.config import compose
 
     store, rest = take(arguments, "store", "")
     config = compose([*rest, f"runtime.store={store}"] if store else rest)
     from smog.training import train
 
-    folder = train(config)
-    print(folder)
+    print(train(config))
+
+
+def _cost(arguments: list[str]) -> None:
+    _, rest = take(arguments, "store", "")  # nothing is written there
+    gpus, rest = take(rest, "gpus", "1")
+    if not gpus.isdecimal() or not int(gpus):
+        raise UsageError(f"gpus={gpus!r}: a whole number of at least 1 expected")
+    as_json, rest = take_json(rest)
+    from smog.config import compose
+
+    config = compose(rest)
+    from smog.cost import cost
+    from smog.cost_text import as_text
+
+    found = cost(config, int(gpus))
+    print(json.dumps(found, indent=1) if as_json else as_text(found))
 
 
 def _eval(arguments: list[str]) -> None:
