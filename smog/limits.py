@@ -91,13 +91,14 @@ def finite(settings: Any) -> None:
             raise UsageError(f"{name}={value}: finite numbers expected") from None
 
 
-_MOMENTA = ("group_momentum", "encoder_momentum", "final_encoder_momentum")
+_MOMENTA = ("group_momentum", "encoder_momentum")
 _START = "0 (all from the start), or from 2 to method.num_groups"
 _CHOICES = {
     "data.name": ("garments", "cifar10", "imagefolder"),
     "data.on_bad_image": ("fatal", "replace"),
     "method.name": ("smog",),
     "method.direction": ("both", "alternate", "one_way"),
+    "method.encoder_schedule": ("constant", "cosine"),
     "method.targets": ("before", "after"),
     "method.group_updates": ("once", "per_view"),
     "method.initial_groups": ("sphere", "orthant", "batch"),

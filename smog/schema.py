@@ -81,7 +81,7 @@ class Method:
     regroup_interval: int  # optimiser steps between two k-means over the cache; 0 never regroups
     reset_momentum_encoder: bool  # copy the online weights into the momentum branch at each regroup
     encoder_momentum: float
-    final_encoder_momentum: float  # a cosine over all steps leads there
+    encoder_schedule: str  # constant, or cosine: from encoder_momentum to 1 over all steps
     direction: (
         str  # both: all crops from each other's groups; alternate: one global crop is the target, in turn; one_way
     )

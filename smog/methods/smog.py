@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from smog.distributed import rank, rows_of_all_ranks
@@ -35,6 +36,9 @@ class Smog(nn.Module):
             start=config.method.initial_groups,
         )
         self.momentum_branch = copy.deepcopy(self._online()).requires_grad_(False)
+        for module in self.momentum_branch.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0  # as MoBY: targets come from the whole network
 
     def _online(self) -> nn.Sequential:
         parts = [self.backbone, self.projector]
@@ -152,7 +156,9 @@ class Smog(nn.Module):
         interval = self.config.regroup_interval
         regroup = interval and (clock.step + 1) % interval == 0
         reset = regroup and self.config.reset_momentum_encoder
-        momentum = clock.cosine(self.config.encoder_momentum, self.config.final_encoder_momentum)
+        momentum = self.config.encoder_momentum
+        if self.config.encoder_schedule == "cosine":
+            momentum = clock.cosine(momentum, 1.0)
         ours: list[Tensor] = list(self._online().parameters())
         theirs: list[Tensor] = list(self.momentum_branch.parameters())
         torch._foreach_lerp_(theirs, ours, 1.0 if reset else 1 - momentum)
