@@ -19,12 +19,12 @@ from smog.data.sampler import check_batch
 from smog.data.sources import open_source
 from smog.devices import DEVICES, UTILISATION, Device
 from smog.errors import UsageError
-from smog.grouping import ITERATIONS
 from smog.methods.smog import Smog
 from smog.schema import Config
 
 LABEL = "cost model, not measured"
 BACKWARD = 2  # times the forward pass: one product for the gradient of the input, one for that of the weight
+KMEANS = 11  # passes over the cache at a regroup: to start, and ten iterations at most
 FLOAT = 4  # bytes; weights, gradients and the optimiser's state stay fp32 under autocast
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("bf16", "fp16", "fp32")
@@ -145,7 +145,7 @@ def _group_flops(config: Config, online: Counter[int], target: Counter[int]) -> 
     method, batch = config.method, config.optim.batch
     own = online.total() - config.views.local_crops
     rows = batch * (own + target.total() + (1 + BACKWARD) * online.total())
-    kmeans = method.cache_size * (ITERATIONS + 1) // method.regroup_interval if method.regroup_interval else 0
+    kmeans = method.cache_size * KMEANS // method.regroup_interval if method.regroup_interval else 0
     return 2 * (rows + kmeans) * method.num_groups * method.dim
 
 
@@ -189,8 +189,8 @@ def _memory(method: Smog, config: Config, precision: str, micro: int) -> dict[st
         "momentum_copy": _bytes(method.momentum_branch),
         "gradients": FLOAT * trained,
         "optimizer": FLOAT * trained * momenta,
-        "groups": _bytes(method.bank) - FLOAT * method.bank.cache.numel(),
-        "cache": FLOAT * method.bank.cache.numel(),
+        "groups": FLOAT * method.bank.groups.numel(),
+        "cache": _bytes(method.bank) - FLOAT * method.bank.groups.numel(),
         "fixed": two - 2 * image,  # what does not grow with the batch: weights cast to half precision, statistics
         "activations": micro * image,
         "images": micro * pixels * (1 + FLOAT),  # as they come, and normalised
