@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -33,7 +34,7 @@ class Smog(nn.Module):
             config.method.dim,
             config.method.group_momentum,
             config.method.cache_size,
-            start=config.method.initial_groups,
+            start="orthant" if config.method.initial_groups == "orthant" else "sphere",
         )
         self.momentum_branch = copy.deepcopy(self._online()).requires_grad_(False)
         for module in self.momentum_branch.modules():
@@ -168,5 +169,6 @@ class Smog(nn.Module):
             self.bank.regroup(torch.Generator().manual_seed(self.seed << 32 | clock.step))
 
     def diagnose(self) -> dict[str, float]:
-        """Return how the groups are used; see GroupBank.usage."""
-        return {f"group_{name}": value for name, value in self.bank.usage().items()}
+        """Return how the groups are used (see GroupBank.usage), how many there are, and the loss of guessing, ln K."""
+        usage = {f"group_{name}": value for name, value in self.bank.usage().items()}
+        return {**usage, "group_active": float(self.bank.active), "chance_loss": math.log(self.bank.active)}
