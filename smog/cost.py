@@ -24,6 +24,7 @@ from smog.schema import Config
 
 LABEL = "cost model, not measured"
 BACKWARD = 2  # times the forward pass: one product for the gradient of the input, one for that of the weight
+HEADROOM = 0.85  # share of a device's memory for what is counted; the rest is for what is not (our choice)
 KMEANS = 11  # passes over the cache at a regroup: to start, and ten iterations at most
 FLOAT = 4  # bytes; weights, gradients and the optimiser's state stay fp32 under autocast
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -271,5 +272,5 @@ def _device(device: Device, precision: str | None, flops: float, memory: dict[st
         "peak_tflops": None if device.measured else device.rates[precision],
         "utilisation": None if device.measured else share,
         "hours": flops / (device.rates[precision] * share * 1e12) / 3600,
-        "fits": memory[precision]["total"] <= device.memory * 1e9 if device.memory else None,
+        "fits": memory[precision]["total"] <= HEADROOM * device.memory * 1e9 if device.memory else None,
     }
