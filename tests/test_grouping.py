@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import multiprocessing
 
-from smog import grouping
+from smog import nearest
 from smog.grouping import GroupBank
 
 SEEDS = st.integers(0, 2**31)
@@ -26,6 +26,12 @@ def made_bank(seed, groups=5, dim=4, momentum=0.9, cache=16):
     bank = GroupBank(groups, dim, momentum, max(cache, groups)).double()
     bank.groups.copy_(normal(seed, groups, dim, unit=True))
     return bank
+
+
+def in_blocks(patch, rows):
+    """Compare so few rows with the groups at once."""
+    patch.setattr(nearest, "CPU_CELLS", 1)
+    patch.setattr(nearest, "LEAST_ROWS", rows)
 
 
 def fill(bank, rows):
@@ -65,7 +71,7 @@ def test_assignment_update_and_logits_are_lightlys(oracle, seed, groups, dim, ro
 def test_the_nearest_group_is_found_in_chunks_as_at_once(monkeypatch):
     bank, z = made_bank(0, groups=7), normal(1, 23, 4)
     whole = bank.assign(z)
-    monkeypatch.setattr(grouping, "CHUNK", 5)
+    in_blocks(monkeypatch, rows=5)
     assert torch.equal(bank.assign(z), whole)
     assert whole.dtype == torch.int64
 
@@ -269,18 +275,18 @@ def naive_usage(groups, features):
     }
 
 
-@pytest.mark.parametrize("chunk", [8192, 3])
+@pytest.mark.parametrize("block", [8192, 3])
 @settings(max_examples=30)
 @given(
     seed=SEEDS, copies=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=6), rows=st.integers(1, 40)
 )
-def test_usage_is_what_a_loop_counts(chunk, seed, copies, rows):
+def test_usage_is_what_a_loop_counts(block, seed, copies, rows):
     bank = made_bank(seed, groups=10, cache=24)
     for to, origin in copies:  # duplicates in all but length, which also leave groups dead
         bank.groups[to] = (1 + to) * bank.groups[origin] + 1e-3 * normal(seed + to, 4)
     fill(bank, normal(seed + 1, rows, 4) + 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grouping, "CHUNK", chunk)
+        in_blocks(patch, block)
         assert bank.usage() == pytest.approx(naive_usage(bank.groups.numpy(), bank.cached().numpy()), abs=1e-12)
 
 
