@@ -132,7 +132,7 @@ def _flops(method: Smog, config: Config, steps: int) -> dict[str, Any]:
     online, target = crops_seen(config)
     backbone = {side: forward_flops(method.backbone, config, side) for side in sorted(online | target, reverse=True)}
     h, p = forward_flops(method.projector, config), forward_flops(method.predictor, config)
-    late = p if config.method.momentum_predictor else 0
+    late = p if config.method.predictor == "both" else 0
     trained = sum(count * (backbone[side] + h + p) for side, count in online.items())
     followed = sum(count * (backbone[side] + h + late) for side, count in target.items())
     image = (1 + BACKWARD) * trained + followed

@@ -98,6 +98,7 @@ _CHOICES = {
     "data.on_bad_image": ("fatal", "replace"),
     "method.name": ("smog",),
     "method.direction": ("both", "alternate", "one_way"),
+    "method.predictor": ("online", "both", "none"),
     "method.encoder_schedule": ("constant", "cosine"),
     "method.targets": ("before", "after"),
     "method.group_updates": ("once", "per_view"),

@@ -71,8 +71,11 @@ def projector(features: int, config: Method) -> nn.Sequential:
     return nn.Sequential(*_hidden(features, config.hidden), *output)
 
 
-def predictor(config: Method) -> nn.Sequential:
-    """Return p: [b, dim] to [b, dim]. Two layers, BatchNorm on the hidden one alone (paper, quoted in lightly)."""
+def predictor(config: Method) -> nn.Module:
+    """Return p: [b, dim] to [b, dim]. Two layers, BatchNorm on the hidden one alone (paper, quoted in lightly).
+    Without one, the identity."""
+    if config.predictor == "none":
+        return nn.Identity()
     return nn.Sequential(*_hidden(config.dim, config.hidden), nn.Linear(config.hidden, config.dim))
 
 

@@ -82,10 +82,8 @@ class Method:
     reset_momentum_encoder: bool  # copy the online weights into the momentum branch at each regroup
     encoder_momentum: float
     encoder_schedule: str  # constant, or cosine: from encoder_momentum to 1 over all steps
-    direction: (
-        str  # both: all crops from each other's groups; alternate: one global crop is the target, in turn; one_way
-    )
-    momentum_predictor: bool  # whether the target passes a copy of the predictor too
+    direction: str  # both: crops from each other's groups; alternate: global crops are the target in turn; one_way
+    predictor: str  # online (BYOL), both (the target passes a copy too), or none (z itself is contrasted, SwAV)
     normalize_features: bool  # put z on the sphere before it meets the groups
     normalize_groups: bool  # put the groups back on the sphere after each update
     targets: str  # of the groups before or after the update

@@ -166,7 +166,7 @@ def test_the_state_of_the_optimiser_is_the_real_one(tiny, name: str, momentum: f
 
 
 def test_weights_and_groups_are_the_real_ones(tiny) -> None:
-    config = tiny("method.momentum_predictor=true")
+    config = tiny("method.predictor=both")
     state = Smog(config).state_dict()
     memory = cost(config)["memory"]["bf16"]
     parts = sum(memory[name] for name in ("weights", "momentum_copy", "groups", "cache"))

@@ -160,10 +160,21 @@ def test_the_orthant_is_positive():
 
 
 def test_the_momentum_branch_can_end_in_a_predictor():
-    with_it, without = made("method.momentum_predictor=true"), made()
+    with_it, without = made("method.predictor=both"), made()
     assert len(with_it.momentum_branch) == len(without.momentum_branch) + 1
     with_it(crops(), CLOCK)[0].backward()
     assert all(p.grad is None for p in with_it.momentum_branch.parameters())
+
+
+def test_without_a_predictor_z_itself_is_contrasted():
+    method = made("method.predictor=none", "method.direction=one_way")
+    views = crops()
+    loss, _ = method(views, CLOCK)
+    other = made("method.predictor=none", "method.direction=one_way")
+    other.predictor = torch.nn.Identity()
+    expected = written_out(other, views, [1], [0], [(0, 0)])
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    assert not list(method.predictor.parameters())
 
 
 def test_the_number_of_groups_grows_from_coarse_to_fine():

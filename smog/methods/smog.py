@@ -43,7 +43,7 @@ class Smog(nn.Module):
 
     def _online(self) -> nn.Sequential:
         parts = [self.backbone, self.projector]
-        return nn.Sequential(*parts, self.predictor) if self.config.momentum_predictor else nn.Sequential(*parts)
+        return nn.Sequential(*parts, self.predictor) if self.config.predictor == "both" else nn.Sequential(*parts)
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that the backbone wants left alone; timm's optimisers ask for them."""
@@ -90,7 +90,7 @@ class Smog(nn.Module):
         target = self._targets(z_other) if self.config.targets == "before" else None
         losses, weights = [], []
         for place, crops in self._turns(len(z), len(q)):
-            part, part_own = z[place], own[place].flatten()
+            part, part_own = z[place], own[place]
             rows = part.flatten(0, 1) if self.config.group_gradient else part.detach().flatten(0, 1)
             groups = self.bank.updated(rows, part_own)
             found = self._targets(z_other, groups.detach()) if target is None else target
