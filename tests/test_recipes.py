@@ -14,8 +14,8 @@ from smog.training import Run
 
 RECIPES = options("recipe")
 LARGE = [name for name in RECIPES if "_r" in name or "_swin" in name or "_deit" in name]
-SMALL = ["data.train_images=8", "data.val_images=4", "optim.epochs=1", "runtime.workers=0", "runtime.threads=1",
-         "optim.batch=4", "method.num_groups=4", "method.cache_size=16", "method.hidden=32",
+SMALL = ["data.train_images=16", "data.val_images=4", "optim.epochs=1", "runtime.workers=0", "runtime.threads=1",
+         "optim.batch=8", "method.num_groups=4", "method.cache_size=16", "method.hidden=32",
          "method.regroup_interval=1", "views.size=64", "views.local_size=32"]  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     chance = np.random.default_rng(0)
     for split in ("train", "val"):
-        for number in range(8):
+        for number in range(16):
             path = folder / split / f"class{number % 2}" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), chance.integers(0, 256, (80, 72, 3), dtype=np.uint8))
