@@ -160,11 +160,14 @@ def _of_all_ranks(z: Tensor) -> Tensor:
 
 def _duplicates(unit_groups: Tensor) -> Tensor:
     """Return how many groups have an earlier one nearby, from up to 4,096 of them at even steps, scaled up."""
-    count = len(unit_groups)
-    looked_at = torch.arange(min(count, SAMPLED), device=unit_groups.device) * count // min(count, SAMPLED)
-    earlier = torch.arange(count, device=unit_groups.device)
-    found = torch.zeros((), dtype=torch.float64, device=unit_groups.device)
-    for part in looked_at.split(rows_at_once(count, unit_groups.device)):
-        cosine = unit_groups[part] @ unit_groups.T
-        found += (cosine.masked_fill_(earlier >= part[:, None], -1).amax(dim=1) > DUPLICATE).sum()
+    count, device = len(unit_groups), unit_groups.device
+    looked_at = torch.arange(min(count, SAMPLED), device=device) * count // min(count, SAMPLED)
+    found = torch.zeros((), dtype=torch.float64, device=device)
+    rows = rows_at_once(count, device)
+    products = unit_groups.new_empty(min(rows, len(looked_at)), count)  # once: new memory takes longer than a product
+    for part in looked_at.split(rows):
+        first, end = int(part[0]), int(part[-1]) + 1
+        cosine = torch.mm(unit_groups[part], unit_groups[:end].T, out=products[: len(part), :end])
+        cosine[:, first:].masked_fill_(torch.arange(first, end, device=device) >= part[:, None], -1)
+        found += (cosine.amax(dim=1) > DUPLICATE).sum()
     return found * count / len(looked_at)

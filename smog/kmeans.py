@@ -12,10 +12,12 @@ from smog.nearest import nearest, rows_at_once
 
 ITERATIONS = 10  # at most, our choice; the groups move on with every step anyway
 GAIN = 5e-3  # relative decrease of the mean of 1 - cosine below which they end
-SAMPLE = 8  # features a cluster that it starts on; what the others add comes in the last iterations
+SAMPLE = 6  # features a cluster that it starts on, and
+LEAST_SAMPLE = 8192  # in all; what the others add comes in the last iterations
 ROUNDS = 32  # of choosing the start; up to so many clusters they are chosen one by one, as k-means++ does
-TRIES = 3  # features drawn for each that is chosen
-APART = 0.05  # mean of 1 - cosine at the start below which bf16's 1/256 would blur the clusters
+TRIES = 3  # features drawn for each that is chosen, and
+LEAST_TRIES = 8  # in all
+APART = 0.1  # mean of 1 - cosine at the start below which the 1/256 of bf16 would cost more than 0.5 % of it
 NEVER_NIL = 1e-12  # a distance, so that a draw is also possible among features that are all equal
 
 
@@ -27,7 +29,7 @@ def spherical_kmeans(features: Tensor, clusters: int, generator: torch.Generator
     centroid represents worst. All randomness is from the generator, which lives on the CPU.
     """
     features = F.normalize(features, dim=1)
-    order = torch.randperm(len(features), generator=generator)[: SAMPLE * clusters]
+    order = torch.randperm(len(features), generator=generator)[: max(SAMPLE * clusters, LEAST_SAMPLE)]
     sample = features[order.to(features.device)]
     rows, far = _spread(sample, clusters, generator)
     products = _type_of_products(features, far)
@@ -64,10 +66,11 @@ def _spread(features: Tensor, clusters: int, generator: torch.Generator) -> tupl
     and keeps the best of a few, but many rows a round (as k-means||, arXiv 1203.6402), at even steps along the
     cumulated distances. They are cumulated on the CPU in fp64: a GPU may sum in any order. No row is drawn twice.
     """
-    far, rows = features.new_ones(len(features)), torch.empty(0, dtype=torch.int64, device=features.device)
+    far = features.new_full((len(features),), 2.0)  # the opposite side: the first are drawn without preference
+    rows = torch.empty(0, dtype=torch.int64, device=features.device)
     while len(rows) < clusters:
         wanted = min(-(-clusters // ROUNDS), clusters - len(rows))
-        drawn = _draws(far.cpu().double(), TRIES * wanted, generator).to(features.device)
+        drawn = _draws(far.cpu().double(), max(TRIES * wanted, LEAST_TRIES), generator).to(features.device)
         best = _gain(features, features[drawn], far).topk(min(wanted, len(drawn))).indices
         rows = torch.cat([rows, drawn[best]])
         far = torch.minimum(far, _distance(features, features[drawn[best]]))

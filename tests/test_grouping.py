@@ -4,39 +4,15 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import multiprocessing
+from made_groups import SEEDS, fill, in_blocks, made_bank, normal
 
-from smog import nearest
+from smog import grouping
 from smog.grouping import GroupBank
 
-SEEDS = st.integers(0, 2**31)
 EPSILON = 1e-12  # everything that is compared with an oracle is in float64
-
-
-def normal(seed, *shape, unit=False):
-    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return F.normalize(values, dim=-1) if unit else values
-
-
-def made_bank(seed, groups=5, dim=4, momentum=0.9, cache=16):
-    bank = GroupBank(groups, dim, momentum, max(cache, groups)).double()
-    bank.groups.copy_(normal(seed, groups, dim, unit=True))
-    return bank
-
-
-def in_blocks(patch, rows):
-    """Compare so few rows with the groups at once."""
-    patch.setattr(nearest, "CPU_CELLS", 1)
-    patch.setattr(nearest, "LEAST_ROWS", rows)
-
-
-def fill(bank, rows):
-    bank.commit(bank.groups, rows)
-    return bank
 
 
 # ---- against lightly ----
@@ -135,9 +111,10 @@ def test_the_cache_holds_the_last_features_pushed(pushes, size):
     numbers = iter(range(10_000))
     for count in pushes:
         rows = [float(next(numbers)) for _ in range(count)]
-        fill(bank, torch.tensor(rows)[:, None].expand(-1, 3))
+        fill(bank, torch.tensor(rows)[:, None].expand(-1, 3), torch.tensor(rows).long() % 2)
         expected.extend(rows)
         assert sorted(bank.cached()[:, 0].tolist()) == list(expected)
+        assert torch.equal(bank.cached_own[: len(expected)], bank.cached()[:, 0].long() % 2)
         assert torch.equal(bank.cached()[:, 0], bank.cached()[:, 2])
 
 
@@ -171,91 +148,96 @@ def test_a_state_dict_holds_all_there_is():
     assert not list(bank.parameters())
 
 
-# ---- regrouping ----
+# ---- only some of the groups ----
 
 
-def cosine_to_own(features, centroids):
-    features, centroids = (F.normalize(torch.as_tensor(x), dim=1) for x in (features, centroids))
-    return float((features @ centroids.T).max(dim=1).values.mean())
+@pytest.mark.parametrize("active", [2, 5])
+def test_only_the_active_groups_exist(active):
+    """A bank with idle groups behaves as a smaller bank; what is idle stays to the last bit."""
+    large, small = made_bank(0, groups=9), made_bank(0, groups=active)
+    large.active = active
+    small.groups.copy_(large.groups[:active])
+    idle = large.groups[active:].clone()
+    z = normal(1, 16, 4)
+    for one in (large, small):
+        fill(one, z[:5])
+        one.commit(one.updated(z), z)
+    for call in (lambda b: b.assign(z), lambda b: b.balanced(z), lambda b: b.updated(z), GroupBank.usage):
+        assert_equal(call(large), call(small))
+    for one in (large, small):
+        one.regroup(torch.Generator().manual_seed(0))
+    assert torch.equal(large.groups[:active], small.groups)
+    assert torch.equal(large.cached_own, small.cached_own)
+    assert torch.equal(large.groups[active:], idle)
 
 
-def regrouped(features, groups, seed=0):
-    bank = GroupBank(groups, features.shape[1], 0.9, len(features)).double()
-    fill(bank, features)
-    bank.regroup(torch.Generator().manual_seed(seed))
-    return bank
+def assert_equal(one, other):
+    assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-def even(seed):
-    return normal(seed, 600, 16)
-
-
-def stretched(seed):
-    return normal(seed, 800, 12) * torch.logspace(0, -1, 12, dtype=torch.float64) * 3
-
-
-def clustered(seed):
-    return (normal(seed, 20, 16, unit=True)[torch.arange(1000) % 20] + 0.15 * normal(seed + 1, 1000, 16)) * 5
-
-
-@pytest.mark.parametrize("groups", [8, 20])
-@pytest.mark.parametrize("made", [even, stretched, clustered])
-def test_regrouping_is_within_two_percent_of_scikit_learns_kmeans(made, groups):
-    cluster = pytest.importorskip("sklearn.cluster", reason="scikit-learn is the oracle (extra dev)")
-    ours, theirs = [], []
-    for seed in range(5):
-        features = made(seed)
-        unit = F.normalize(features, dim=1).numpy()
-        ours.append(cosine_to_own(features, regrouped(features, groups, seed).groups))
-        fitted = cluster.KMeans(groups, n_init=1, random_state=seed).fit(unit)
-        theirs.append(cosine_to_own(features, fitted.cluster_centers_))
-    assert np.mean(ours) > 0.98 * np.mean(theirs)
-
-
-@settings(max_examples=30)
-@given(seed=SEEDS, groups=st.integers(2, 30), more=st.integers(0, 60))
-def test_no_group_is_empty_after_regrouping(seed, groups, more):
-    bank = regrouped(normal(seed, groups + more, 6), groups, seed)
-    assert bank.usage()["dead"] == 0
-
-
-def test_a_few_odd_features_among_equal_ones_get_groups_of_their_own():
-    features = torch.cat([normal(0, 1, 8) + 1e-3 * normal(1, 200, 8), normal(2, 5, 8)])
-    for seed in range(5):
-        assert regrouped(features, 6, seed).usage()["dead"] == 0
-
-
-def test_regrouped_groups_are_unit_vectors():
-    torch.testing.assert_close(regrouped(even(0), 9).groups.norm(dim=1), torch.ones(9).double())
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_with_fewer_different_features_than_groups_each_is_still_a_group(seed):
-    features = normal(0, 3, 8).repeat_interleave(torch.tensor([40, 9, 1]), dim=0)
-    groups = regrouped(features, 6, seed).groups
-    torch.testing.assert_close(groups.norm(dim=1), torch.ones(6).double())
-    assert cosine_to_own(features, groups) == pytest.approx(1)
-
-
-def test_regrouping_depends_on_the_generators_seed_alone():
-    features, state = even(0), torch.get_rng_state()
-    first, second, other = (regrouped(features, 9, seed).groups for seed in (3, 3, 4))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
-    torch.set_rng_state(state)
-    regroup_only = fill(made_bank(0), normal(1, 16, 4))
-    before = torch.get_rng_state()
-    regroup_only.regroup(torch.Generator().manual_seed(0))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(("cached", "moves"), [(0, False), (4, False), (5, True)])
-def test_regrouping_waits_for_as_many_features_as_groups(cached, moves):
-    bank = made_bank(0, groups=5)
-    fill(bank, normal(1, cached, 4))
-    before = bank.groups.clone()
+def test_groups_once_idle_come_in_with_a_regroup():
+    bank = made_bank(0, groups=9, cache=16)
+    bank.active = 2
+    fill(bank, normal(1, 16, 4))
+    bank.active = 9
     bank.regroup(torch.Generator().manual_seed(0))
-    assert torch.equal(bank.groups, before) is not moves
+    assert bank.usage()["dead"] == 0
+    assert "active" not in bank.state_dict()
+
+
+# ---- what the caller gives ----
+
+
+def test_an_assignment_that_is_given_is_taken():
+    bank, z, own = made_bank(0), normal(1, 12, 4), torch.arange(12) % 2
+    assert torch.equal(bank.updated(z, bank.assign(z)), bank.updated(z))
+    moved = bank.updated(z, own)
+    expected = [0.9 * bank.groups[k] + 0.1 * z[own == k].mean(dim=0) for k in (0, 1)]
+    torch.testing.assert_close(moved[:2], torch.stack(expected), rtol=EPSILON, atol=EPSILON)
+    assert torch.equal(moved[2:], bank.groups[2:])
+    bank.commit(moved, z, own)
+    assert bank.cached_own[:12].tolist() == own.tolist()
+
+
+def test_groups_that_are_given_are_those_compared_with():
+    bank, z, groups = made_bank(0), normal(1, 12, 4), 3 * normal(2, 7, 4)
+    other = made_bank(0, groups=7)
+    other.groups.copy_(groups)
+    assert torch.equal(bank.assign(z, groups), other.assign(z))
+    assert torch.equal(bank.balanced(z, groups), other.balanced(z))
+
+
+def test_views_and_images_may_stay_apart():
+    bank, z, own = made_bank(0), normal(1, 3, 6, 4), torch.arange(18).view(3, 6) % 5
+    flat = copy.deepcopy(bank)
+    assert torch.equal(bank.assign(z).flatten(), flat.assign(z.flatten(0, 1)))
+    assert torch.equal(bank.balanced(z).flatten(), flat.balanced(z.flatten(0, 1)))
+    assert torch.equal(bank.updated(z, own), flat.updated(z.flatten(0, 1), own.flatten()))
+    bank.commit(bank.updated(z), z, own)
+    flat.commit(flat.updated(z.flatten(0, 1)), z.flatten(0, 1), own.flatten())
+    for name, value in bank.state_dict().items():
+        assert torch.equal(value, flat.state_dict()[name]), name
+
+
+# ---- the start ----
+
+
+@pytest.mark.parametrize("start", ["sphere", "orthant", "batch"])
+def test_groups_start_as_unit_vectors(start):
+    groups = GroupBank(500, 8, start=start).groups
+    torch.testing.assert_close(groups.norm(dim=1), torch.ones(500))
+    assert bool((groups >= 0).all()) is (start == "orthant")
+
+
+@pytest.mark.parametrize(("active", "rows"), [(5, 12), (5, 3), (2, 12)])
+def test_groups_may_start_from_the_first_features(active, rows):
+    bank, z = made_bank(0), normal(1, 2, rows // 2 + 1, 4)
+    bank.active, before = active, bank.groups.clone()
+    bank.start_from(z)
+    taken = min(active, 2 * (rows // 2 + 1))
+    assert torch.equal(bank.groups[:taken], z.flatten(0, 1)[:taken])
+    assert torch.equal(bank.groups[taken:], before[taken:])
+    assert not int(bank.pushed)
 
 
 # ---- usage ----
@@ -288,6 +270,28 @@ def test_usage_is_what_a_loop_counts(block, seed, copies, rows):
     with pytest.MonkeyPatch.context() as patch:
         in_blocks(patch, block)
         assert bank.usage() == pytest.approx(naive_usage(bank.groups.numpy(), bank.cached().numpy()), abs=1e-12)
+
+
+def test_usage_tells_where_features_were_when_they_were_pushed():
+    bank = GroupBank(4, 4, 0.9, 8)
+    fill(bank, torch.eye(4)[[0, 1, 1]], own=torch.tensor([2, 3, 3]))
+    expected = {"entropy": pytest.approx(0.6365 / 1.3863, abs=1e-4), "dead": 2.0, "largest": pytest.approx(2 / 3)}
+    assert bank.usage().items() >= expected.items()
+    bank.groups.neg_()  # groups that move on take nothing with them
+    assert bank.usage().items() >= expected.items()
+    bank.active = 3
+    assert bank.usage().items() >= {"entropy": 0.0, "dead": 2.0, "largest": 1.0}.items()
+
+
+def test_of_many_groups_duplicates_are_estimated(monkeypatch):
+    bank = made_bank(0, groups=600, dim=24)
+    bank.groups[300:] = bank.groups[:300]
+    fill(bank, bank.groups[:4].clone())
+    assert bank.usage()["duplicates"] == 300
+    monkeypatch.setattr(grouping, "SAMPLED", 64)
+    assert bank.usage()["duplicates"] == pytest.approx(300, abs=600 / 64)
+    bank.groups[:] = normal(1, 600, 24)
+    assert bank.usage()["duplicates"] == 0
 
 
 @pytest.mark.parametrize(
@@ -325,58 +329,6 @@ def test_more_groups_than_the_cache_can_hold_are_refused():
         GroupBank(9, 4, 0.9, 8)
 
 
-# ---- two processes ----
-
-STEPS, BATCH = 4, 24  # 96 features through a cache of 50
-
-
-def work(rank, world):
-    """Some steps of training with this rank's part of every batch; return all that must not depend on the ranks."""
-    bank = made_bank(0, groups=6, dim=5, momentum=0.7, cache=50)
-    weight = normal(1, 7, 5).requires_grad_()
-    found = {}
-    for step in range(STEPS):
-        mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
-        x, q = normal(10 + step, BATCH, 7)[mine], normal(20 + step, BATCH, 5)[mine]
-        z = F.normalize(x @ weight, dim=1)
-        groups = bank.updated(z)
-        loss = F.cross_entropy(bank.logits(q @ weight[:5, :5], groups, 0.2), torch.arange(BATCH)[mine] % 6)
-        (gradient,) = torch.autograd.grad(loss, weight)
-        bank.commit(groups, z)
-        if world > 1:  # what DDP does
-            dist.all_reduce(gradient)
-        found |= {f"groups {step}": groups.detach(), f"gradient {step}": gradient / world}
-        with torch.no_grad():
-            weight -= 0.1 * gradient / world
-    found |= {f"{name} at the end": value.clone() for name, value in bank.state_dict().items()}
-    bank.regroup(torch.Generator().manual_seed(3))
-    usage = torch.tensor(list(bank.usage().values()), dtype=torch.float64)
-    return found | {"regrouped": bank.groups, "usage": usage}
-
-
-def in_process(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.save(work(rank, 2), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def by_ranks(tmp_path_factory):
-    """What one process finds with whole batches, and each of two with half of them."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        multiprocessing.spawn(in_process, (str(folder),), nprocs=2)
-    return work(0, 1), torch.load(folder / "0.pt"), torch.load(folder / "1.pt")
-
-
-@pytest.mark.parametrize(
-    "names", [["groups 0", "groups 3"], ["gradient 0", "gradient 3"], ["cache at the end", "pushed at the end"],
-              ["groups at the end"], ["regrouped"], ["usage"]], ids=lambda names: names[0]
-)  # fmt: skip
-def test_two_processes_with_half_the_batch_give_what_one_gives(by_ranks, names):
-    alone, first, second = by_ranks
-    for name in names:
-        torch.testing.assert_close(first[name], alone[name], rtol=1e-6, atol=1e-6)
-        assert torch.equal(first[name], second[name])
+def test_an_unknown_start_is_refused():
+    with pytest.raises(ValueError, match=r"start='sphere2'.*sphere, batch, orthant"):
+        GroupBank(4, 4, start="sphere2")

@@ -5,16 +5,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_groups import SEEDS, in_blocks, normal
 
 from smog import nearest
 from smog.grouping import GroupBank
 from smog.losses import group_cross_entropy
-
-SEEDS = st.integers(0, 2**31)
-
-
-def normal(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def made(seed, rows, groups, targets, dim=6, length=1.0):
@@ -51,8 +46,7 @@ def test_loss_and_gradients_are_those_of_pytorchs_cross_entropy(
     q, bank, target = made(seed, rows, groups, targets, length=length)
     expected = whole(q, bank, target, temperature)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest, "CPU_CELLS", 1)
-        patch.setattr(nearest, "LEAST_ROWS", block)
+        in_blocks(patch, block)
         ours = group_cross_entropy(q, bank, target, temperature)
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
     for found, other in zip(*(torch.autograd.grad(3 * x, [q, bank]) for x in (ours, expected)), strict=True):

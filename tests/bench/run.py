@@ -106,24 +106,61 @@ def bench_views() -> Iterator[dict[str, Any]]:
 
 
 def bench_groups() -> Iterator[dict[str, Any]]:
-    """Assign, update, loss and backward at batch 1024, K 3000, d 128, against lightly's modules."""
+    """Both assignments, update, loss and backward at batch 1024, K 3000, d 128, on groups spread over the sphere:
+    against lightly's modules, and against the five matrix products that this can't do without, of the same shapes."""
     from lightly.models.modules.heads import SMoGPrototypes
 
     from smog.grouping import GroupBank
 
     generator = torch.Generator().manual_seed(0)
     bank = GroupBank(3000, 128, 0.99, 3000)
+    bank.groups.copy_(F.normalize(torch.randn(3000, 128, generator=generator), dim=1))
     peer_bank = SMoGPrototypes(bank.groups.clone(), 0.99)
-    z, q = (F.normalize(torch.randn(1024, 128, generator=generator), dim=1).requires_grad_() for _ in range(2))
-    target = torch.randint(3000, (1024,), generator=generator)
+    z, q, other = (F.normalize(torch.randn(1024, 128, generator=generator), dim=1).requires_grad_() for _ in range(3))
 
     def ours() -> None:
-        F.cross_entropy(bank.logits(q, bank.updated(z), 0.1), target).backward()
+        target, own = bank.assign(other), bank.assign(z)
+        bank.loss(q, bank.updated(z, own), target, 0.1).backward()
 
     def peer() -> None:
-        F.cross_entropy(peer_bank(q, peer_bank.get_updated_group_features(z), 0.1), target).backward()
+        target, updated = peer_bank.assign_groups(other), peer_bank.get_updated_group_features(z)
+        F.cross_entropy(peer_bank(q, updated, 0.1), target).backward()
+
+    features, groups = q.detach(), bank.groups
+    logits, to_q, to_groups = torch.empty(1024, 3000), torch.empty(1024, 128), torch.empty(3000, 128)
+
+    def products() -> None:
+        for _ in ("target", "own", "logits"):
+            torch.mm(features, groups.T, out=logits)
+        torch.mm(logits, groups, out=to_q)
+        torch.mm(logits.T, features, out=to_groups)
 
     yield row("groups", *paired(ours, peer, pairs=7), "lightly's SMoGPrototypes", "s")
+    yield row("groups_matmul", *paired(ours, products), "its five matrix products alone", "s")
+
+
+def bench_regroup() -> Iterator[dict[str, Any]]:
+    """Spherical k-means of 100,000 x 128 in 5,000 blobs into 3,000, against one fit of scikit-learn's KMeans, which
+    takes a minute or two, and what both leave of 1 - cosine."""
+    from sklearn.cluster import KMeans
+
+    from smog.kmeans import spherical_kmeans
+    from smog.nearest import nearest as closest
+
+    generator = torch.Generator().manual_seed(0)
+    blobs = F.normalize(torch.randn(5000, 128, generator=generator), dim=1)
+    blob = torch.randint(5000, (100_000,), generator=generator)
+    features = F.normalize(blobs[blob] + torch.randn(100_000, 128, generator=generator) / 128**0.5, dim=1)
+    fits: list[Any] = []
+    peer = _seconds(lambda: fits.append(KMeans(3000, random_state=0).fit(features.numpy()).cluster_centers_))
+    ours = []
+    for seed in range(3):
+        draws = torch.Generator().manual_seed(seed)
+        ours.append(_seconds(lambda draws=draws: fits.append(spherical_kmeans(features, 3000, draws)[0])))
+    left = [1 - float(closest(features, F.normalize(torch.as_tensor(fit), dim=1))[1].mean()) for fit in fits]
+    median, found = statistics.median(ours), statistics.median(left[1:])
+    yield row("regroup", median, peer, median / peer, "scikit-learn's KMeans", "s")
+    yield row("regroup_objective", found, left[0], found / left[0], "scikit-learn's KMeans", "of 1 - cosine left")
 
 
 def row(name: str, ours: float, peer: float, ratio: float, peer_name: str, unit: str) -> dict[str, Any]:
@@ -141,7 +178,7 @@ def row(name: str, ours: float, peer: float, ratio: float, peer_name: str, unit:
     }
 
 
-BENCHES = {"step": bench_step, "views": bench_views, "groups": bench_groups}
+BENCHES = {"step": bench_step, "views": bench_views, "groups": bench_groups, "regroup": bench_regroup}
 
 
 def main(arguments: Sequence[str]) -> int:
