@@ -111,7 +111,6 @@ def _without_empty(features: Tensor, own: Tensor, centroids: Tensor) -> Tensor:
     best_first = (features * centroids[own]).sum(dim=1).argsort(descending=True, stable=True)
     by_cluster = best_first[own[best_first].argsort(stable=True)]
     stays = torch.zeros_like(own, dtype=torch.bool)
-    stays[by_cluster] = own[by_cluster] != own[by_cluster].roll(1)
-    stays[by_cluster[0]] = True  # also where all are in one cluster, and the roll compares it with itself
+    stays[by_cluster] = own[by_cluster] != own[by_cluster].roll(1)  # the first of its cluster
     worst_first = best_first[~stays[best_first]].flip(0)
     return own.index_put((worst_first[: len(empty)],), empty)

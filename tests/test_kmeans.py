@@ -105,12 +105,15 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.parametrize("sample", [8192, 20])
 @settings(max_examples=30)
 @given(seed=SEEDS, clusters=st.integers(1, 40), more=st.integers(0, 400), kinds=st.integers(1, 500))
-def test_clusters_are_the_means_of_their_features_and_none_is_empty(seed, clusters, more, kinds):
-    """Also where the features are few different ones, down to a single one."""
+def test_clusters_are_the_means_of_their_features_and_none_is_empty(sample, seed, clusters, more, kinds):
+    """Also where the features are few different ones, down to a single one, and where it starts on some of them."""
     features = normal(seed, kinds, 6)[torch.arange(clusters + more) % kinds]
-    centroids, own = spherical_kmeans(features, clusters, generator(seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kmeans, "LEAST_SAMPLE", sample)
+        centroids, own = spherical_kmeans(features, clusters, generator(seed))
     assert own.bincount(minlength=clusters).min() > 0
     unit = F.normalize(features, dim=1)
     means = torch.stack([unit[own == cluster].sum(dim=0) for cluster in range(clusters)])
