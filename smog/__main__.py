@@ -58,9 +58,12 @@ def _run(arguments: list[str]) -> None:
 
     store, rest = take(arguments, "store", "")
     config = compose([*rest, f"runtime.store={store}"] if store else rest)
+    from smog.processes import speaks
     from smog.training import train
 
-    print(train(config))
+    folder = train(config)
+    if speaks():
+        print(folder)
 
 
 def _cost(arguments: list[str]) -> None:

@@ -8,14 +8,42 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from smog.distributed import sum_over_ranks, world_size
+from smog.distributed import rows_of_all_ranks, sum_over_ranks, world_size
 from smog.errors import UsageError
 
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+class _Normalise(torch.autograd.Function):
+    """x [b, c, ...] of each rank to zero mean and unit variance over all of them; equal numbers on every rank.
+
+    One exchange each way. The variance is the mean of the ranks' own and the spread of their means, so that nothing
+    cancels, as it would in a mean of squares.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        own = torch.stack(torch.var_mean(x, _dims(x), correction=0))
+        variances, means = rows_of_all_ranks(own[None]).unbind(1)
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)
+        scale = (variance + eps).rsqrt()
+        y = (x - _along(mean, x)) * _along(scale, x)
+        ctx.save_for_backward(y, scale)
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+        y, scale = ctx.saved_tensors
+        sums = torch.stack([grad.sum(_dims(y)), (grad * y).sum(_dims(y))])
+        mean, slope = (sum_over_ranks(sums) / _count(y)).unbind()  # what moving mean and variance takes from x
+        result = torch.addcmul(_along(-scale * mean, y), grad, _along(scale, y))
+        return result.addcmul_(y, _along(-scale * slope, y)), None
+
+
 class GlobalBatchNorm(_BatchNorm):
-    """Batch norm over the batches of all ranks, [b, c] or [b, c, ...] each, by two sums over ranks.
+    """Batch norm over the batches of all ranks, [b, c] or [b, c, ...] each, of equal size.
 
     torch.nn.SyncBatchNorm does the same on CUDA, and raises on the CPU. ``drop`` and ``act`` are what timm's
     BatchNormAct2d does after the norm. Evaluation needs no other rank.
@@ -34,19 +62,12 @@ class GlobalBatchNorm(_BatchNorm):
         if not self.training:
             return self.act(self.drop(super().forward(x)))
         wide = x if x.dtype == torch.float64 else x.float()
-        return self.act(self.drop(self._over_ranks(wide).to(x.dtype)))
-
-    def _over_ranks(self, x: Tensor) -> Tensor:
-        dims, count = [0, *range(2, x.dim())], x.numel() // x.shape[1] * world_size()
-        mean = sum_over_ranks(x.sum(dims)) / count
-        centred = x - _along(mean, x)
-        variance = sum_over_ranks(centred.square().sum(dims)) / count  # around the mean of all: nothing cancels
+        y, mean, variance = _Normalise.apply(wide, self.eps)
         if self.track_running_stats:
-            self._follow(mean.detach(), variance.detach() * count / (count - 1))
-        scale = (variance + self.eps).rsqrt()
+            self._follow(mean, variance * _count(x) / (_count(x) - 1))
         if self.affine:
-            return torch.addcmul(_along(self.bias, x), centred, _along(scale * self.weight, x))
-        return centred * _along(scale, x)
+            y = torch.addcmul(_along(self.bias, y), y, _along(self.weight, y))
+        return self.act(self.drop(y.to(x.dtype)))
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
@@ -60,6 +81,15 @@ class GlobalBatchNorm(_BatchNorm):
 
     def _check_input_dim(self, x: Tensor) -> None:
         """Take all shapes: what was converted has checked its own."""
+
+
+def _dims(x: Tensor) -> list[int]:
+    return [0, *range(2, x.dim())]
+
+
+def _count(x: Tensor) -> int:
+    """Return the values a channel over all ranks."""
+    return x.numel() // x.shape[1] * world_size()
 
 
 def _along(values: Tensor, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import ParamSpec
 
 P = ParamSpec("P")
+AGAIN = "the same command goes on from the last checkpoint"
 
 
 class UsageError(Exception):
@@ -15,6 +16,17 @@ class UsageError(Exception):
 
 class RunError(Exception):
     """A run that started and could not go on (a NaN loss, an unreadable image). Entries print it and exit 1."""
+
+
+class StoppedError(SystemExit):
+    """A signal asked for it. Not for ``except Exception``: whoever goes on with the next run must stop as well."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(128 + number)  # the shell's code for a process that a signal ended
+        self.number, self.message = number, message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def exit_code(function: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> int:
@@ -30,8 +42,11 @@ def exit_code(function: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> 
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (so that closing at exit finds no broken pipe)
         return 0
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.number
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"stopped; {AGAIN}", file=sys.stderr)
         return 130
 
 

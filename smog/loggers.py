@@ -112,7 +112,7 @@ class WeightsAndBiases:
     def __init__(self, folder: Path, config: Config, step: int) -> None:
         import wandb
 
-        from smog.training import read_lines  # here, since training imports the loggers
+        from smog.records import read_lines  # here, since records import the loggers
 
         for old in folder.glob(f"wandb/offline-run-*-{run_id(config)}*"):
             shutil.rmtree(old)

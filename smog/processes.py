@@ -8,7 +8,6 @@ import itertools
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 from smog import distributed
-from smog.errors import RunError, UsageError
+from smog.errors import AGAIN, RunError, UsageError
+from smog.progress import say
 
 MEETING = timedelta(minutes=5)  # until all processes are there
 ANSWER = timedelta(minutes=10)  # of a living process within a step
@@ -27,7 +27,6 @@ PATIENCE = timedelta(hours=6)  # while rank 0 prepares data; that a process has 
 BEAT = 1.0  # seconds between two signs of life
 QUIET = 5.0  # seconds without one after which a collective that broke is blamed on that process
 LOST = 40.0  # seconds without one after which a process that may be stuck in a collective ends itself
-AGAIN = "the same command goes on from the last checkpoint"
 
 _BROKEN = re.compile(r"gloo|nccl|connection|broken pipe|timed? ?out", re.IGNORECASE)  # no error type is theirs alone
 _joined = itertools.count()
@@ -87,11 +86,13 @@ def speaks() -> bool:
     return here is None or here.rank == 0
 
 
-def own_device(kind: str) -> torch.device:
+def own_device(device: torch.device) -> torch.device:
     """Return the device of this process: on CUDA each one's own, by its number on the machine."""
     here = place()
-    if here is None or kind != "cuda":
-        return torch.device(kind)
+    if here is None or device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise UsageError(f"runtime.device={device} for {here.world} processes: take cuda, and each gets its own")
     count = torch.cuda.device_count()
     if count > 1 and here.local_rank >= count:
         raise UsageError(f"process {here.rank} has no CUDA device of its own: this machine has {count}")
@@ -120,7 +121,7 @@ def joined(kind: str) -> Iterator[None]:
         pulse.end()
         _part(broken=True)
         if lost:
-            raise RunError(f"{lost}; {AGAIN}") from error
+            raise RunError(lost) from error
         raise
     pulse.end()
     _part()
@@ -205,7 +206,7 @@ class Pulse:
     def _watch(self) -> None:
         while not self.ended.wait(BEAT):
             if self._silent(LOST):
-                print(f"failed: {self._reason()}; {AGAIN}", file=sys.stderr, flush=True)
+                say(f"failed: {self._reason(LOST)}")
                 os._exit(1)
 
     def confess(self, error: BaseException) -> str:
@@ -219,17 +220,17 @@ class Pulse:
         """Say who is missing after a collective broke with this error; wait a little until that shows."""
         until = time.monotonic() + 2 * QUIET
         while time.monotonic() < until:
-            if reason := self._reason():
+            if reason := self._reason(QUIET):
                 return reason
             time.sleep(BEAT / 4)
-        return f"another process did not answer ({' '.join(str(error).split())[:200]})"
+        return f"another process did not answer ({' '.join(str(error).split())[:200]}); {AGAIN}"
 
-    def _reason(self) -> str:
+    def _reason(self, seconds: float) -> str:
         for other, sign in self.signs.items():
             if sign.startswith(b"failed"):
                 return f"{other} {sign.decode()}"
-        silent = self._silent(QUIET)
-        return f"{' and '.join(silent)} {'were' if len(silent) > 1 else 'was'} lost" if silent else ""
+        silent = self._silent(seconds)
+        return f"{' and '.join(silent)} {'were' if len(silent) > 1 else 'was'} lost; {AGAIN}" if silent else ""
 
     def _silent(self, seconds: float) -> list[str]:
         """Name who gave no sign for so long. Without the store no sign arrives: then it is its server alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -24,8 +25,9 @@ class Progress:
             self.task = self.bar.add_task(self.name, total=self.steps, completed=self.start, loss=0.0, rate=0.0)
         return self
 
-    def show(self, step: int, row: dict[str, Any]) -> None:
-        """Show where the run stands after ``step`` steps; ``row`` is the line of metrics.jsonl."""
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Show where the run stands; ``row`` is the line of metrics.jsonl."""
+        step = row["step"]
         if self.bar:
             self.bar.update(self.task, completed=step, loss=row["loss"], rate=row["lr"])
         elif time.monotonic() - self.printed > LINE_EVERY or step == self.steps:
@@ -58,3 +60,8 @@ def _bar():
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+
+def say(line: str) -> None:
+    """Print one line for the person at the terminal, apart from results."""
+    print(line, file=sys.stderr, flush=True)

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from smog import checkpoint
 from smog.config import dump
 from smog.data.images import open_images
-from smog.data.sampler import Batch, Batches, check_batch, loader
+from smog.data.sampler import Batch, Batches, check_batch, check_processes, loader
 from smog.data.sources import open_source, with_fingerprint
 from smog.data.views import normalize
-from smog.distributed import world_size
+from smog.distributed import agreed, gathered, rank, rank_0_first, sum_over_ranks, world_size
 from smog.environment import machine, now, peak_memory, provenance
-from smog.errors import RunError, UsageError
+from smog.errors import AGAIN, RunError, StoppedError, UsageError
+from smog.gradients import over_ranks
 from smog.identity import group_id, run_id
+from smog.loggers import check_loggers
 from smog.methods.smog import Smog
 from smog.models import fast_bf16
 from smog.optim import Clock, build_optimizer, schedule
-from smog.progress import Progress
+from smog.processes import joined, own_device
+from smog.progress import say
+from smog.records import Records, open_records
 from smog.schema import Config
+from smog.signals import StopSignals
 from smog.store import write_atomically, write_json
 
 DONE = "done"
@@ -37,12 +41,16 @@ DONE = "done"
 def train(config: Config) -> Path:
     """Train a run to its end, or from where it was cut, and return its folder. A finished run is left as it is.
 
-    Raises UsageError where the configuration does not fit the data, RunError when the loss is no longer finite.
+    Started by torchrun or srun it is one of several processes that train the run together. Raises UsageError where the
+    configuration does not fit the data, RunError when the loss is no longer finite or another process is lost,
+    StoppedError after a signal to stop.
     """
-    config = with_fingerprint(config)
-    folder = Path(config.runtime.store) / run_id(config)
-    if not (folder / DONE).exists():
-        Run(config, folder).finish()
+    with StopSignals() as stop, joined(choose_device(config.runtime.device).type):
+        with rank_0_first():  # data may have to be fetched
+            config = with_fingerprint(config)
+        folder = Path(config.runtime.store) / run_id(config)
+        if not any(agreed((folder / DONE).exists())):
+            Run(config, folder).finish(stop)
     return folder
 
 
@@ -50,17 +58,16 @@ class Run:
     """The parts of a run that is being trained."""
 
     def __init__(self, config: Config, folder: Path) -> None:
-        if world_size() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UsageError("training over several processes is not there yet: start one process a run")
         self.config, self.folder = config, folder
-        self.device = choose_device(config.runtime.device)
+        self.device = own_device(choose_device(config.runtime.device))
+        self._check_before_writing()
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
         make_deterministic(self.device)
         torch.manual_seed(config.seed)
         self.method = Smog(config)
-        check_batch(config, len(open_source(config.data, "train").labels))  # before anything is written
-        self.batches = Batches(config, open_images(config, "train"))
+        with rank_0_first():  # the decoded images are kept in a file
+            self.batches = Batches(config, open_images(config, "train"))
         self.steps = round(config.optim.epochs * self.batches.per_epoch)
         self.method.to(self.device).to(memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.method, config.optim)
@@ -69,44 +76,60 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         if config.runtime.compile:
             self.method.compile()
+        self.network = over_ranks(self.method)
+        if rank():
+            checkpoint.own_stream(config.seed, 0)  # for dropout; the weights were drawn alike
         self.known_bad: set[str] = set()
 
-    def finish(self) -> None:
-        """Go on from the last checkpoint, or from the start, to the end."""
-        resumed = (self.folder / checkpoint.FILE).exists()
-        if resumed:
+    def _check_before_writing(self) -> None:
+        check_processes(self.config, world_size())
+        check_loggers(self.config.runtime.loggers)
+        check_batch(self.config, len(open_source(self.config.data, "train").labels))
+
+    def finish(self, stop: StopSignals) -> None:
+        """Go on from the last checkpoint, or from the start, to the end or to where a signal stops it."""
+        if any(agreed(checkpoint.exists(self.folder))):
             self._resume()
-        else:
+        elif not rank():
             write_atomically(self.folder / "config.yaml", lambda file: file.write(dump(self.config).encode()))
             write_json(self.folder / "env.json", self._environment())
-        with contextlib.closing(MetricsLog(self.folder / "metrics.jsonl", self.step)) as log:
-            self._loop(log)
+        stop.patient = True
+        with open_records(self.folder, self.config, self.step, self.steps) as records:
+            self._loop(records, stop)
+        if not rank():
+            self._close()
+
+    def _close(self) -> None:
         cost = {"seconds": round(self.seconds, 3), "device": device_name(self.device), "peak_memory": peak_memory()}
         write_json(self.folder / DONE, {"steps": self.steps, **cost, "finished": now()})
+        checkpoint.forget_previous(self.folder)
 
-    def _loop(self, log: MetricsLog) -> None:
+    def _loop(self, records: Records, stop: StopSignals) -> None:
         started, saved = time.monotonic() - self.seconds, time.monotonic()
         last_finite = torch.full((), self.step - 1, device=self.device)
-        every = self.config.runtime.log_every
         batches = loader(self.batches, self.step, self.steps, self.config.runtime.workers)
-        with Progress(self.steps, self.step, run_id(self.config)) as progress:
-            for step in range(self.step, self.steps):
-                self.step = step
-                loss, details = self._one_step(next(batches))
-                last_finite = torch.where(torch.isfinite(loss), self.step, last_finite)
-                self.seconds = time.monotonic() - started
-                last = self.step + 1 == self.steps
-                save = last or time.monotonic() - saved > self.config.runtime.checkpoint_every
-                if save or self.step % every == 0:
-                    self._check(loss, int(last_finite))
-                if last or self.step % every == 0:
-                    row = self._row(loss, details)
-                    log.write(row)
-                    progress.show(self.step + 1, row)
-                if save:
-                    log.sync()
-                    self._save(self.step + 1)
-                    saved = time.monotonic()
+        for step in range(self.step, self.steps):
+            self.step = step
+            loss, details = self._one_step(next(batches))
+            last_finite = torch.where(torch.isfinite(loss), self.step, last_finite)
+            self.seconds = time.monotonic() - started
+            last = self.step + 1 == self.steps
+            due = last or time.monotonic() - saved > self.config.runtime.checkpoint_every
+            signal, save = agreed(stop.number, due or stop.number)
+            show = last or self.step % self.config.runtime.log_every == 0
+            if save or show:
+                row = self._row(loss, details)
+                self._check(row["loss"], last_finite)
+            if show:
+                records.write(row)
+            if save:
+                records.sync()
+                self._save(self.step + 1)
+                saved = time.monotonic()
+            if signal and not last:
+                raise StoppedError(
+                    signal, f"run {run_id(self.config)}: stopped at step {step + 1} of {self.steps}; {AGAIN}"
+                )
         if not self.steps:
             self._save(0)
 
@@ -114,16 +137,23 @@ class Run:
         self._report_bad(batch.bad)
         clock, parts = Clock(self.step, self.steps, self.batches.per_epoch), self.config.optim.accumulate
         schedule(self.optimizer, clock, self.config.optim)
-        losses, details = [], dict[str, Tensor]()
+        losses, details = list[Tensor](), dict[str, Tensor]()
         for part in zip(*(crops.chunk(parts, dim=1) for crops in batch.views), strict=True):
             views = [normalize(crops.flatten(0, 1), self.device).unflatten(0, crops.shape[:2]) for crops in part]
-            with torch.autocast(self.device.type, self.half, enabled=self.precision != "fp32"):
-                loss, details = self.method(views, clock)
-            self.scaler.scale(loss / parts).backward()
+            with self._summed(last=len(losses) + 1 == parts):
+                with torch.autocast(self.device.type, self.half, enabled=self.precision != "fp32"):
+                    loss, details = self.network(views, clock)
+                self.scaler.scale(loss / parts).backward()
             losses.append(loss.detach())
         self._update()
         self.method.after_step(clock)
         return torch.stack(losses).mean(), details
+
+    def _summed(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Let gradients be averaged over the ranks with the last micro-batch alone."""
+        if isinstance(self.network, DistributedDataParallel) and not last:
+            return self.network.no_sync()
+        return contextlib.nullcontext()
 
     def _update(self) -> None:
         if self.config.optim.clip:
@@ -134,23 +164,27 @@ class Run:
         self.optimizer.zero_grad()
 
     def _row(self, loss: Tensor, details: dict[str, Tensor]) -> dict[str, Any]:
-        """One line of metrics.jsonl: equal from run to run but for ``time``."""
+        """One line of metrics.jsonl, equal from run to run but for ``time``; means over ranks where they differ."""
+        values = {"loss": loss, **details}
+        means = (sum_over_ranks(torch.stack(list(values.values()))) / world_size()).tolist()
+        shared = dict(zip(values, means, strict=True))
         return {
             "step": self.step + 1,
             "epoch": round((self.step + 1) / self.batches.per_epoch, 4),
-            "loss": float(loss),
+            "loss": shared.pop("loss"),
             "lr": self.optimizer.param_groups[0]["lr"],
-            **{name: float(value) for name, value in details.items()},
+            **shared,
             **self.method.diagnose(),
-            "bad_images": len(self.known_bad),
+            "bad_images": len(self._all_bad()),
             "time": {"seconds": round(self.seconds, 3)},
         }
 
-    def _check(self, loss: Tensor, last_finite: int) -> None:
-        if not torch.isfinite(loss):
+    def _check(self, loss: float, last_finite: Tensor) -> None:
+        if not math.isfinite(loss):
+            step = -agreed(-int(last_finite))[0]  # the first rank to lose it
             raise RunError(
-                f"run {run_id(self.config)}: the loss is {float(loss)}; the last finite one was at step "
-                f"{last_finite + 1} of {self.steps}; an earlier checkpoint is kept in {self.folder}; "
+                f"run {run_id(self.config)}: the loss is {loss}; the last finite one was at step "
+                f"{step + 1} of {self.steps}; an earlier checkpoint is kept in {self.folder}; "
                 "try a smaller optim.lr or optim.precision=fp32"
             )
 
@@ -159,15 +193,15 @@ class Run:
             "seconds": self.seconds,
             "precision": self.precision,
             "threads": torch.get_num_threads(),
-            "bad_images": sorted(self.known_bad),
+            "bad_images": sorted(self._all_bad()),
         }
-        checkpoint.save(self.folder, self.config, step, self.method, self.optimizer, progress)
+        checkpoint.save(self.folder, self.config, step, self.method, self.optimizer, progress, self.scaler)
 
     def _resume(self) -> None:
-        self.step, progress = checkpoint.restore(self.folder, self.config, self.method, self.optimizer)
+        self.step, progress = checkpoint.restore(self.folder, self.config, self.method, self.optimizer, self.scaler)
         self.seconds, self.precision = progress["seconds"], progress["precision"]
         self.known_bad = set(progress["bad_images"])
-        if progress["threads"] != torch.get_num_threads():
+        if progress["threads"] != torch.get_num_threads() and not rank():
             say(
                 f"run {run_id(self.config)}: resumed with {torch.get_num_threads()} threads after "
                 f"{progress['threads']}: the same run, but not to the last bit (runtime.threads={progress['threads']})"
@@ -179,6 +213,9 @@ class Run:
                 self.known_bad.add(name)
                 say(f"{name}: image can't be read ({why}); the next one stands in for it")
 
+    def _all_bad(self) -> set[str]:
+        return set().union(*gathered(self.known_bad))
+
     def _environment(self) -> dict[str, Any]:
         return {
             "run_id": run_id(self.config),
@@ -187,42 +224,10 @@ class Run:
             "device": device_name(self.device),
             "precision": self.precision,
             "threads": torch.get_num_threads(),
+            "processes": world_size(),
             "machine": machine(),
             **provenance(),
         }
-
-
-class MetricsLog:
-    """metrics.jsonl. Opened at a step, it forgets what was written after that step, so a resumed run leaves the same
-    lines as an uninterrupted one."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        lines = [line for line in read_lines(path) if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_atomically(path, lambda file: file.write(text.encode()))
-        self.file = open(path, "a")  # noqa: SIM115 (closed by close)
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append one line; a reader sees it at once."""
-        self.file.write(json.dumps(row, allow_nan=False) + "\n")
-        self.file.flush()
-
-    def sync(self) -> None:
-        """Put the lines on the disk: they must not be lost when the checkpoint after them is not."""
-        os.fsync(self.file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self.file.close()
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a metrics.jsonl; the last one may have been cut by a kill and is left out then."""
-    if not path.exists():
-        return
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
 
 
 def choose_device(name: str) -> torch.device:
@@ -256,8 +261,3 @@ def precision(config: Config, device: torch.device) -> str:
     if config.optim.precision == "auto":
         return "bf16" if fast_bf16(device) else "fp32"
     return config.optim.precision
-
-
-def say(line: str) -> None:
-    """Print one line for the person at the terminal, apart from results."""
-    print(line, file=sys.stderr, flush=True)

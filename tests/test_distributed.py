@@ -5,21 +5,29 @@ import copy
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import timm
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from smog import distributed
+from smog import checkpoint, compose, distributed, processes, train, training
 from smog.batchnorm import GlobalBatchNorm, synchronize
+from smog.data.sampler import Batches, check_processes
 from smog.errors import RunError, UsageError
-from smog.processes import Place, joined, place
+from smog.processes import Place, joined, place, speaks
+from smog.records import read_lines
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["smog.training"])
@@ -242,8 +250,13 @@ def scontrol(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
 
 
-def test_torchruns_environment_is_a_place():
+def test_torchruns_environment_is_a_place(monkeypatch):
     assert place(TORCHRUN) == Place(3, 4, 1, "node7", 1234)
+    assert speaks()
+    for rank, alone in (("0", True), ("3", False)):
+        for name, value in {**TORCHRUN, "RANK": rank}.items():
+            monkeypatch.setenv(name, value)
+        assert speaks() is alone
 
 
 @pytest.mark.usefixtures("scontrol")
@@ -281,3 +294,251 @@ def test_a_place_that_is_not_one_is_refused(environment, message, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UsageError, match=message):
         place(environment)
+
+
+# ---- who is lost ----
+
+
+def leaving(way: str, errors: Path) -> None:
+    """Two processes meet, and one leaves: what the other says."""
+    os.dup2(os.open(errors / f"{os.environ['RANK']}.err", os.O_CREAT | os.O_WRONLY), 2)
+    processes.LOST = 3.0 if way == "freezes" else processes.LOST
+    with joined("cpu"):
+        distributed.wait()
+        if distributed.rank() == 1:
+            if way == "fails":
+                raise UsageError("no such image")
+            os.kill(os.getpid(), signal.SIGSTOP if way == "freezes" else signal.SIGKILL)
+        while True:
+            distributed.wait()
+
+
+@pytest.mark.parametrize("way", ["fails", "dies"])
+def test_the_others_stop_when_a_process(tmp_path, way):
+    first, second = start(tmp_path, leaving, way, tmp_path)
+    first.join(30)
+    second.join(30)
+    error = pickle.loads((tmp_path / "0").read_bytes())
+    assert isinstance(error, RunError)
+    lost = "rank 1 was lost; the same command goes on from the last checkpoint"
+    assert str(error) == ("rank 1 failed (no such image)" if way == "fails" else lost)
+
+
+def test_a_process_that_waits_for_a_frozen_one_ends_itself(tmp_path):
+    """What no collective notices: there is no end to wait for."""
+    first, second = start(tmp_path, leaving, "freezes", tmp_path)
+    first.join(30)
+    second.kill()
+    second.join()
+    assert first.exitcode == 1
+    assert "failed: rank 1 was lost; the same command goes on" in (tmp_path / "0.err").read_text()
+
+
+# ---- shares of a batch ----
+
+
+@pytest.mark.parametrize(
+    ("overrides", "processes", "message"),
+    [
+        (["optim.batch=33"], 2, "optim.batch=33 can't be shared evenly by 2 processes: take a multiple of 2"),
+        (
+            ["optim.batch=12", "optim.accumulate=2"], 4,
+            "optim.batch=12 in 2 micro-batches can't be shared evenly by 4 processes: take a multiple of 8",
+        ),
+        (["optim.batch=2"], 2, "optim.batch=2 over 2 processes leaves 1 image a process; BatchNorm needs 2"),
+        (
+            ["optim.batch=8", "optim.accumulate=2"], 4,
+            "optim.batch=8 in 2 micro-batches over 4 processes leaves 1 image a process; BatchNorm needs 2",
+        ),
+    ],
+)  # fmt: skip
+def test_a_batch_that_can_not_be_shared_is_refused(overrides, processes, message):
+    with pytest.raises(UsageError) as caught:
+        check_processes(compose(["recipe=smoke", *overrides]), processes)
+    assert str(caught.value) == message
+
+
+def test_the_refusal_comes_before_anything_is_written(tmp_path):
+    first, second = in_ranks(tmp_path / "ranks", trained, tmp_path / "store", "optim.batch=33")
+    assert isinstance(first, UsageError)
+    assert "can't be shared evenly" in str(first) + str(second)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_shares_of_the_processes_are_the_batch(parts, world, monkeypatch, tiny):
+    config = tiny("optim.batch=16", f"optim.accumulate={parts}")
+    whole = Batches(config, range(96)).indices(8)
+    own = []
+    monkeypatch.setattr("smog.data.sampler.world_size", lambda: world)
+    for rank in range(world):
+        monkeypatch.setattr("smog.data.sampler.rank", lambda rank=rank: rank)
+        own.append(Batches(config, range(96)).own(8).reshape(parts, -1))
+    assert np.concatenate(own, axis=1).flatten().tolist() == whole.tolist()
+
+
+# ---- training ----
+
+COMMON = ["recipe=smoke", "optim.precision=fp32", "runtime.threads=1"]
+CASES = {  # each part of the method that looks at more than one image, in two or three runs
+    "plain": ["optim.epochs=2.5"],  # 20 steps, regrouped after each 5th
+    "crops in micro-batches": [
+        "optim.epochs=1", "optim.accumulate=2", "views.local_crops=2", "views.local_size=12", "optim.clip=1",
+        "method.group_updates=per_view", "method.targets=after", "method.initial_groups=batch",
+    ],
+    "balanced after instances": [
+        "optim.epochs=1", "method.balanced_targets=true", "method.instance_epochs=0.5", "method.direction=alternate",
+        "method.start_groups=3", "method.growth_epochs=1", "optim.name=lars",
+    ],
+}  # fmt: skip
+
+
+def trained(store: Path, *overrides: str) -> Path:
+    return train(compose([*COMMON, f"runtime.store={store}", *overrides]))
+
+
+def trained_in_double(store: Path, cases: dict[str, list[str]]) -> dict[str, Path]:
+    """Runs in float64, in which rounding can't grow to where it would hide, or look like, a difference."""
+    normalize = training.normalize
+    torch.set_default_dtype(torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(training, "normalize", lambda crops, device: normalize(crops, device).double())
+        return {name: trained(store, *overrides) for name, overrides in cases.items()}
+
+
+@pytest.fixture(scope="module")
+def by_one_and_two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    [one] = in_ranks(folder / "alone", trained_in_double, folder / "one", CASES, world=1)
+    two, other = in_ranks(folder / "together", trained_in_double, folder / "two", CASES)
+    assert two == other
+    return one, two
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    content = checkpoint.read(folder / checkpoint.FILE)
+    momenta = {f"optimizer.{k}": v["momentum_buffer"] for k, v in content["optimizer"]["state"].items()}
+    return {**content["method"], **momenta}
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the times."""
+    return [{k: v for k, v in line.items() if k != "time"} for line in read_lines(folder / "metrics.jsonl")]
+
+
+def far(one: Path, other: Path) -> float:
+    ours, theirs = state(one), state(other)
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name].double() - theirs[name].double()).abs().max()) for name in ours)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_what_one_trains(by_one_and_two, name):
+    one, two = (runs[name] for runs in by_one_and_two)
+    assert one.name == two.name
+    assert torch.equal(state(one)["bank.cached_own"], state(two)["bank.cached_own"])
+    assert far(one, two) < 1e-9
+    for ours, theirs in zip(lines(one), lines(two), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9)
+
+
+def trained_in_single(store: Path) -> Path:
+    # at a rate so small that a unit of the last bit does not become another sign of a ReLU
+    return trained(store, "optim.epochs=2.5", "optim.lr=0.0001", "seed=1")
+
+
+def test_in_single_precision_as_well(tmp_path):
+    [one] = in_ranks(tmp_path / "alone", trained_in_single, tmp_path / "one", world=1)
+    two, _ = in_ranks(tmp_path / "together", trained_in_single, tmp_path / "two")
+    ours, theirs = state(one), state(two)
+    assert torch.equal(ours["bank.cached_own"], theirs["bank.cached_own"])
+    for name in ours:
+        if name.startswith(("backbone", "projector", "predictor", "bank.groups")) and "running" not in name:
+            torch.testing.assert_close(theirs[name], ours[name], rtol=1e-5, atol=1e-5)
+
+
+# ---- lost, stopped, resumed ----
+
+
+def cut_in_double(store: Path, step: int, overrides: list[str]) -> None:
+    original = training.Run._one_step
+
+    def one_step(self, batch):
+        if self.step == step:
+            raise RunError("cut")
+        return original(self, batch)
+
+    training.Run._one_step = one_step
+    trained_in_double(store, {"cut": [*overrides, "runtime.checkpoint_every=0.0001"]})
+
+
+def test_a_run_goes_on_with_more_and_with_fewer_processes(by_one_and_two, tmp_path):
+    name = "crops in micro-batches"
+    for step, world in ((3, 2), (5, 1)):
+        for error in in_ranks(tmp_path / f"{step}", cut_in_double, tmp_path / "runs", step, CASES[name], world=world):
+            assert str(error) == "cut"
+    found, _ = in_ranks(tmp_path / "end", trained_in_double, tmp_path / "runs", {name: CASES[name]})
+    for whole in by_one_and_two:
+        assert far(whole[name], found[name]) < 1e-9
+
+
+LONG = ["optim.epochs=4", "runtime.checkpoint_every=0.3", "runtime.log_every=1"]  # 32 steps
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run in two processes that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    return in_ranks(folder / "ranks", trained, folder / "runs", *LONG)[0]
+
+
+def torchrun(store: Path, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "smog"]
+    arguments = ["train", *COMMON, *LONG, f"store={store}", *overrides]
+    return subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(log: Path, step: int, process: subprocess.Popen) -> None:
+    while process.poll() is None and not any(line["step"] >= step for line in read_lines(log)):
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()
+
+
+def signal_rank(agent: subprocess.Popen, rank: int, number: int) -> None:
+    [found] = [child for child in psutil.Process(agent.pid).children() if child.environ().get("RANK") == str(rank)]
+    found.send_signal(number)
+
+
+def bits_differ(one: Path, other: Path) -> list[str]:
+    ours, theirs = (state(folder) | {"rng": checkpoint.read(folder / "last.pt")["rng"]} for folder in (one, other))
+    assert ours.keys() == theirs.keys()
+    return [name for name in ours if not torch.equal(ours[name], theirs[name])]
+
+
+def test_a_lost_and_a_stopped_run_go_on_to_the_same_bits(whole, tmp_path):
+    folder = tmp_path / whole.name
+    first = torchrun(tmp_path)
+    wait_for_step(folder / "metrics.jsonl", 8, first)
+    signal_rank(first, 1, signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "failed: rank 1 was lost; the same command goes on from the last checkpoint" in errors
+    print(f"the other process stopped after {time.monotonic() - killed:.1f} s")
+
+    second = torchrun(tmp_path)
+    wait_for_step(folder / "metrics.jsonl", checkpoint.read(folder / "last.pt")["step"] + 5, second)
+    signal_rank(second, 1, signal.SIGTERM)
+    out, errors = second.communicate(timeout=60)
+    assert out == ""
+    step = checkpoint.read(folder / "last.pt")["step"]
+    line = f"run {whole.name}: stopped at step {step} of 32; the same command goes on from the last checkpoint"
+    assert errors.splitlines().count(line) == 2  # one a process
+    assert not (folder / "done").exists()
+
+    in_ranks(tmp_path / "ranks", trained, tmp_path, *LONG)
+    assert not bits_differ(whole, folder)
+    assert lines(whole) == lines(folder)
+    assert not (folder / "previous.pt").exists()

@@ -18,7 +18,7 @@ from smog import checkpoint, compose, load_backbone, train
 from smog.config import dump
 from smog.errors import RunError, UsageError
 from smog.optim import Clock, peak, rate
-from smog.training import read_lines
+from smog.records import read_lines
 
 
 def smoke(store: Path, *overrides: str) -> Path:
@@ -215,12 +215,6 @@ def test_wrong_use_is_said_before_anything_is_written(tmp_path: Path, overrides:
     with pytest.raises(UsageError, match=message):
         smoke(store, *overrides)
     assert not store.exists()
-
-
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="several processes"):
-        smoke(tmp_path)
 
 
 def test_another_thread_count_on_resume_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,5 @@
-"""Batches by arithmetic: batch ``step`` is a function of (seed, step) alone, so a resume just starts counting later."""
+"""Batches by arithmetic: batch ``step`` is a function of (seed, step) alone, so a resume just starts counting later;
+each of several processes knows its part of it."""
 
 from __future__ import annotations
 
@@ -14,14 +15,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from smog.data.images import Images
 from smog.data.views import make_views
+from smog.distributed import rank, world_size
 from smog.errors import UsageError
 from smog.schema import Config
+from smog.signals import outlive_signals
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``views`` one tensor a size, uint8 [crops, batch, side, side, 3], the global crops first; ``bad`` the images that
-    did not decode, path -> reason."""
+    """The part of a batch that is this process's. ``views`` one tensor a size, uint8 [crops, b, side, side, 3], the
+    global crops first; ``bad`` the images that did not decode, path -> reason."""
 
     views: list[torch.Tensor]
     bad: dict[str, str]
@@ -33,6 +36,7 @@ class Batches(Dataset):
     def __init__(self, config: Config, images: Images) -> None:
         check_batch(config, len(images))
         self.seed, self.views, self.batch = config.seed, config.views, config.optim.batch
+        self.parts, self.world, self.rank = config.optim.accumulate, world_size(), rank()
         self.images = images
         self.per_epoch = len(images) // self.batch
 
@@ -41,11 +45,15 @@ class Batches(Dataset):
         epoch, place = divmod(step, self.per_epoch)
         return _permutation(self.seed, epoch, len(self.images))[place * self.batch : (place + 1) * self.batch]
 
+    def own(self, step: int) -> np.ndarray:
+        """Return this process's images of a step, int64 [b]: an equal part of each micro-batch, in order of rank."""
+        return self.indices(step).reshape(self.parts, self.world, -1)[:, self.rank].flatten()
+
     def __getitem__(self, step: int) -> Batch:
-        epoch, v = step // self.per_epoch, self.views
-        large = np.empty((v.global_crops, self.batch, v.size, v.size, 3), np.uint8)
-        small = np.empty((v.local_crops, self.batch, v.local_size, v.local_size, 3), np.uint8)
-        for place, index in enumerate(self.indices(step).tolist()):
+        epoch, v, own = step // self.per_epoch, self.views, self.own(step)
+        large = np.empty((v.global_crops, len(own), v.size, v.size, 3), np.uint8)
+        small = np.empty((v.local_crops, len(own), v.local_size, v.local_size, 3), np.uint8)
+        for place, index in enumerate(own.tolist()):
             make_views(self.images[index], v, self.seed, epoch, index, large[:, place], small[:, place])
         sizes = [large, small] if v.local_crops else [large]
         return Batch([torch.from_numpy(crops) for crops in sizes], dict(self.images.bad))
@@ -57,6 +65,19 @@ def check_batch(config: Config, images: int) -> None:
         raise UsageError(
             f"optim.batch={config.optim.batch} is above the {images} training images; take optim.batch={images} or less"
         )
+
+
+def check_processes(config: Config, processes: int) -> None:
+    """Refuse a batch that several processes can't share evenly, or of which each would get a single image."""
+    batch, parts = config.optim.batch, config.optim.accumulate
+    asked = f"optim.batch={batch}" + (f" in {parts} micro-batches" if parts > 1 else "")
+    own, left = divmod(batch // parts, processes)
+    if left:
+        raise UsageError(
+            f"{asked} can't be shared evenly by {processes} processes: take a multiple of {parts * processes}"
+        )
+    if own < 2:
+        raise UsageError(f"{asked} over {processes} processes leaves {own} image a process; BatchNorm needs 2")
 
 
 @functools.lru_cache(maxsize=2)
@@ -75,6 +96,7 @@ def loader(batches: Batches, start: int, stop: int, workers: int) -> Iterator[Ba
             # forked from this process, workers notice when it is killed; from a fork server they would stay for ever
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             collate_fn=_as_it_is,
+            worker_init_fn=outlive_signals,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own, or every start of a loader would draw from the run's
         )
