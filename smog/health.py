@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from smog.progress import say
 from smog.schema import Method
 
 # Thresholds are our choice, read off runs that collapsed and runs that learned (docs/fidelity.md).
@@ -14,6 +15,20 @@ DUPLICATE = 0.5  # share of groups that repeat another one
 CHANCE = 0.02  # how near to ln K a loss is no better than guessing
 MOVEMENT = 0.2  # 1 - cosine of the groups before and after one step
 WARM = 1.0  # epochs in which nothing is said
+
+
+class Watch:
+    """Reads the rows of a run as a logger does, and says once, on standard error, that its groups degenerate."""
+
+    def __init__(self, method: Method, run: str) -> None:
+        self.method, self.run, self.said = method, run, False
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Look at a row; a method without groups has nothing to be looked at."""
+        found = "" if self.said or "group_active" not in row else warning(row, self.method)
+        if found:
+            say(f"run {self.run}, step {row['step']}: {found}")
+            self.said = True
 
 
 def warning(row: Mapping[str, Any], method: Method) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smog.distributed import rank
+from smog.health import Watch
 from smog.identity import run_id
 from smog.loggers import Logger, open_loggers
 from smog.progress import Progress
@@ -44,7 +45,7 @@ class MetricsLog:
 class Records:
     """All that the rows of a run go to."""
 
-    def __init__(self, metrics: MetricsLog | None = None, others: Sequence[Logger | Progress] = ()) -> None:
+    def __init__(self, metrics: MetricsLog | None = None, others: Sequence[Logger | Progress | Watch] = ()) -> None:
         self.metrics, self.others = metrics, others
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -72,7 +73,7 @@ def open_records(folder: Path, config: Config, step: int, steps: int) -> Iterato
             for logger in open_loggers(config.runtime.loggers, folder, config, step)
         ]
         progress = stack.enter_context(Progress(steps, step, run_id(config)))
-        yield Records(metrics, [*loggers, progress])
+        yield Records(metrics, [*loggers, progress, Watch(config.method, run_id(config))])
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

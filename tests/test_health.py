@@ -6,7 +6,8 @@ import math
 import pytest
 
 from smog.config import compose
-from smog.health import warning
+from smog.health import Watch, warning
+from smog.training import train
 
 METHOD = compose(["recipe=smoke"]).method
 FINE = {
@@ -39,3 +40,18 @@ def test_healthy_groups_and_the_first_epoch_are_silent():
 def test_groups_that_never_regroup_are_told_to():
     never = dataclasses.replace(METHOD, regroup_interval=0)
     assert "they never regroup; take method.regroup_interval" in warning({**FINE, "group_dead": 95.0}, never)
+
+
+def test_a_run_that_collapses_says_so_once(tmp_path, capsys):
+    """Without predictor, balance and regrouping the groups of a real run collapse."""
+    overrides = ["predictor=none", "regroup_interval=0", "group_momentum=0.5", "encoder_momentum=0", "num_groups=64"]
+    method = [f"method.{override}" for override in [*overrides, "direction=one_way"]]
+    train(compose(["recipe=smoke", f"runtime.store={tmp_path}", *method, "optim.epochs=6", "optim.lr=2"]))
+    said = [line for line in capsys.readouterr().err.splitlines() if "groups hold no image" in line]
+    assert len(said) == 1
+    assert "they never regroup" in said[0]
+
+
+def test_a_watch_leaves_methods_without_groups_alone(capsys):
+    Watch(METHOD, "abc").write({"step": 1, "epoch": 2.0, "loss": 1.0})
+    assert capsys.readouterr().err == ""
