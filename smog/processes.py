@@ -28,7 +28,7 @@ BEAT = 1.0  # seconds between two signs of life
 QUIET = 5.0  # seconds without one after which a collective that broke is blamed on that process
 LOST = 40.0  # seconds without one after which a process that may be stuck in a collective ends itself
 
-_BROKEN = re.compile(r"gloo|nccl|connection|broken pipe|timed? ?out", re.IGNORECASE)  # no error type is theirs alone
+_BROKEN = re.compile(r"gloo|nccl", re.IGNORECASE)  # their errors have no type of their own, but name their source
 _joined = itertools.count()
 
 
@@ -150,7 +150,9 @@ def _meet(here: Place, kind: str) -> Pulse:
         distributed.wait()
     except RuntimeError as error:
         where = f"{here.host}:{here.port}"
-        raise RunError(f"process {here.rank} of {here.world} did not meet the others at {where}: {error}") from error
+        raise RunError(
+            f"rank {here.rank} of {here.world} did not meet the others at {where} ({_line(error)})"
+        ) from error
     pulse.start()
     return pulse
 
@@ -159,6 +161,10 @@ def _meet(here: Place, kind: str) -> Pulse:
 def _store(here: Place) -> dist.Store:
     """Return the table that all processes share: torchrun's, or one that rank 0 serves as long as it lives."""
     return next(dist.rendezvous(f"tcp://{here.host}:{here.port}", here.rank, here.world, timeout=MEETING))[0]
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _part(broken: bool = False) -> None:
@@ -178,7 +184,8 @@ class Pulse:
         self.store, self.name, self.leaves = store, f"rank {here.rank}", ""
         self.server = "torchrun" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0"
         self.signs = {f"rank {other}": b"" for other in range(here.world) if other != here.rank}
-        self.last = dict.fromkeys([*self.signs, self.server], time.monotonic())
+        self.beats = 0  # our own: time is counted in them, so that none passes while this process itself is held
+        self.last = dict.fromkeys([*self.signs, self.server], 0)
         self.ended = threading.Event()
         self._beat()  # all give the first one before anybody looks
 
@@ -200,11 +207,12 @@ class Pulse:
                 self._beat()
                 signs = dict(zip(self.signs, self.store.multi_get(list(self.signs)), strict=True))
                 heard = [other for other, sign in signs.items() if sign != self.signs[other]]
-                self.last.update(dict.fromkeys([*heard, self.server], time.monotonic()))
+                self.last.update(dict.fromkeys([*heard, self.server], self.beats))
                 self.signs = signs
 
     def _watch(self) -> None:
         while not self.ended.wait(BEAT):
+            self.beats += 1
             if self._silent(LOST):
                 say(f"failed: {self._reason(LOST)}")
                 os._exit(1)
@@ -218,12 +226,12 @@ class Pulse:
 
     def blame(self, error: BaseException) -> str:
         """Say who is missing after a collective broke with this error; wait a little until that shows."""
-        until = time.monotonic() + 2 * QUIET
-        while time.monotonic() < until:
+        until = self.beats + 2 * QUIET / BEAT
+        while self.beats < until:
             if reason := self._reason(QUIET):
                 return reason
             time.sleep(BEAT / 4)
-        return f"another process did not answer ({' '.join(str(error).split())[:200]}); {AGAIN}"
+        return f"another process did not answer ({_line(error)}); {AGAIN}"
 
     def _reason(self, seconds: float) -> str:
         for other, sign in self.signs.items():
@@ -234,5 +242,5 @@ class Pulse:
 
     def _silent(self, seconds: float) -> list[str]:
         """Name who gave no sign for so long. Without the store no sign arrives: then it is its server alone."""
-        silent = [other for other, when in self.last.items() if time.monotonic() - when > seconds]
+        silent = [other for other, when in self.last.items() if (self.beats - when) * BEAT > seconds]
         return [self.server] if self.server in silent else silent

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -316,8 +317,8 @@ def leaving(way: str, errors: Path) -> None:
 @pytest.mark.parametrize("way", ["fails", "dies"])
 def test_the_others_stop_when_a_process(tmp_path, way):
     first, second = start(tmp_path, leaving, way, tmp_path)
-    first.join(30)
-    second.join(30)
+    first.join(120)
+    second.join(120)
     error = pickle.loads((tmp_path / "0").read_bytes())
     assert isinstance(error, RunError)
     lost = "rank 1 was lost; the same command goes on from the last checkpoint"
@@ -327,11 +328,26 @@ def test_the_others_stop_when_a_process(tmp_path, way):
 def test_a_process_that_waits_for_a_frozen_one_ends_itself(tmp_path):
     """What no collective notices: there is no end to wait for."""
     first, second = start(tmp_path, leaving, "freezes", tmp_path)
-    first.join(30)
+    first.join(120)
     second.kill()
     second.join()
     assert first.exitcode == 1
     assert "failed: rank 1 was lost; the same command goes on" in (tmp_path / "0.err").read_text()
+
+
+def alone_too_long() -> None:
+    processes.MEETING = timedelta(seconds=2)
+    with joined("cpu"):
+        pytest.fail("met nobody")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_finds_no_other_gives_up(tmp_path, rank):
+    process = SERVER.Process(target=one_rank, args=(rank, 2, free_port(), tmp_path / "said", alone_too_long))
+    process.start()
+    process.join(60)
+    error = pickle.loads((tmp_path / "said").read_bytes())
+    assert f"rank {rank} of 2 did not meet the others at 127.0.0.1:" in str(error)
 
 
 # ---- shares of a batch ----
@@ -523,7 +539,7 @@ def test_a_lost_and_a_stopped_run_go_on_to_the_same_bits(whole, tmp_path):
     wait_for_step(folder / "metrics.jsonl", 8, first)
     signal_rank(first, 1, signal.SIGKILL)
     killed = time.monotonic()
-    _, errors = first.communicate(timeout=60)
+    _, errors = first.communicate(timeout=240)
     assert first.returncode == 1
     assert "failed: rank 1 was lost; the same command goes on from the last checkpoint" in errors
     print(f"the other process stopped after {time.monotonic() - killed:.1f} s")
@@ -531,7 +547,7 @@ def test_a_lost_and_a_stopped_run_go_on_to_the_same_bits(whole, tmp_path):
     second = torchrun(tmp_path)
     wait_for_step(folder / "metrics.jsonl", checkpoint.read(folder / "last.pt")["step"] + 5, second)
     signal_rank(second, 1, signal.SIGTERM)
-    out, errors = second.communicate(timeout=60)
+    out, errors = second.communicate(timeout=240)
     assert out == ""
     step = checkpoint.read(folder / "last.pt")["step"]
     line = f"run {whole.name}: stopped at step {step} of 32; the same command goes on from the last checkpoint"

@@ -129,7 +129,7 @@ def test_a_signal_to_all_processes_of_a_run_spares_those_that_make_views(tmp_pat
     while process.poll() is None and not list(read_lines(log)):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 143
     step = checkpoint.read(log.with_name("last.pt"))["step"]
     assert errors.splitlines()[-1].endswith(
