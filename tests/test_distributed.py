@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import psutil
 import pytest
@@ -473,6 +474,19 @@ def test_in_single_precision_as_well(tmp_path):
     for name in ours:
         if name.startswith(("backbone", "projector", "predictor", "bank.groups")) and "running" not in name:
             torch.testing.assert_close(theirs[name], ours[name], rtol=1e-5, atol=1e-5)
+
+
+def test_bad_images_are_counted_over_all_processes(tmp_path):
+    for number in range(96):
+        path = tmp_path / "images" / ("train", "val")[number // 48] / f"class{number % 2}" / f"{number % 48}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((20, 20, 3), number, np.uint8))
+    for number in (7, 20, 33):
+        (tmp_path / "images" / "train" / f"class{number % 2}" / f"{number}.png").write_bytes(b"no image")
+    overrides = ["data=imagefolder", f"data.root={tmp_path / 'images'}", "data.train_images=48", "data.val_images=8"]
+    overrides += ["data.on_bad_image=replace", "runtime.keep_images=0", "optim.batch=12", "optim.epochs=1"]
+    folder, _ = in_ranks(tmp_path / "ranks", trained, tmp_path / "runs", *overrides)
+    assert lines(folder)[-1]["bad_images"] == 3
 
 
 # ---- lost, stopped, resumed ----
