@@ -117,12 +117,12 @@ def _file_name(record: Record, known: list[str]) -> str:
 
 def draw(store: Path, record: Record, name: str) -> Section:
     """Compute a grid's table once and draw all of its files."""
-    from reports import plots, tables, writers  # here, because --help must not pay for them
+    from reports import forest, plots, tables, writers  # here, because --help must not pay for them
 
     table = tables.grid_table(store, record)
     drawn = {"md": writers.to_markdown, "tex": writers.to_latex, "csv": writers.to_csv, "html": writers.to_html}
     files = {f"tables/{name}.{kind}": writer(table).encode() for kind, writer in drawn.items()}
-    figures = {name: plots.metric_figure(table, record)}
+    figures = {name: forest.forest_figure(table) if forest.suits(record) else plots.metric_figure(table, record)}
     if curves := plots.read_curves(store, record):
         figures[f"{name}-curves"] = plots.curves_figure(curves)
     for figure_name, figure in figures.items():

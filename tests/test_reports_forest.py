@@ -1,0 +1,38 @@
+"""Grids of many axes are drawn as paired differences, one line a cell."""
+
+import pytest
+from made_store import TASKS, cell, record
+
+from reports.forest import forest_figure, suits
+from reports.tables import grid_table
+
+AXES = {f"method.key_{number}": [0, 1] for number in range(6)}
+
+
+@pytest.fixture
+def made(tmp_path):
+    cells = [cell(tmp_path, "baseline", None, {"knn": [50.0, 51.0, 52.0]}, axis=None, baseline=True)]
+    cells += [
+        {**cell(tmp_path, f"{axis} on", 1, {"knn": [50.0 + i, 51.5 + i, 52.0 + i]}, axis=axis), "label": "1"}
+        for i, axis in enumerate(AXES)
+    ]
+    cells.append(cell(tmp_path, "floor", None, {"knn": [30.0, 31.0, 30.0]}, axis=None, reference=True))
+    baseline = dict.fromkeys(AXES, 0)
+    return grid_table(tmp_path, grid := record(cells, axes=AXES, baseline=baseline, tasks={"knn": TASKS["knn"]})), grid
+
+
+def test_few_axes_keep_their_panels(made):
+    _, grid = made
+    assert suits(grid)
+    assert not suits({**grid, "axes": dict(list(AXES.items())[:4])})
+    assert not suits({**grid, "cells": [one for one in grid["cells"] if not one["baseline"]]})
+
+
+def test_every_cell_and_reference_has_its_line_at_its_paired_difference(made):
+    (ax,) = forest_figure(made[0]).axes
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == [*(f"key {number}: 1" for number in range(6)), "floor"]
+    means = [line.get_xdata()[0] for line in ax.lines if line.get_markersize() == 4.5]
+    assert means == pytest.approx([i + 0.5 / 3 for i in range(6)] + [30.333333 - 51.0])
+    seeds = [list(line.get_xdata()) for line in ax.lines if line.get_markersize() == 2.6]
+    assert seeds[0] == pytest.approx([0.0, 0.5, 0.0])
