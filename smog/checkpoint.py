@@ -172,7 +172,7 @@ def _newest(path: Path) -> tuple[dict[str, Any], Path]:
         except UsageError:
             raise error from None
         if not rank():
-            say(f"{error}; {before.name} beside it stands in, at step {content.get('step')}")
+            say(f"{path} can't be read; {before.name} beside it stands in, at step {content.get('step')}")
         return content, before
 
 
@@ -182,7 +182,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; has the run been started?") from None
     except Exception as error:  # damage has many names
-        why = next(iter(str(error).splitlines()), "it ends too early")
+        why = next(iter(str(error).splitlines()), "it ends too early").partition(". ")[0]
         raise UsageError(f"{path} is no checkpoint that can be read: {why}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} is no checkpoint that can be read: it holds one {type(content).__name__}")
