@@ -16,8 +16,8 @@ LARGEST = 60.0  # power of 2 whose sum over 10^9 groups fp32 holds; logits above
 
 def group_cross_entropy(q: Tensor, groups: Tensor, target: Tensor, temperature: float) -> Tensor:
     """Return the mean cross entropy of the cosines of q [n, d] and the groups [K, d] over the temperature with the
-    target, int64 [n], or [n, T] where a row has several: the mean is over the targets, and -100 is none. Without any
-    target it is 0. It is F.cross_entropy of GroupBank.logits, with gradient to q and the groups.
+    target, int64 [n], or [n, T] where a row has several: the mean is over the targets; -100, as any negative, is none.
+    Without any target it is 0. It is F.cross_entropy of GroupBank.logits, with gradient to q and the groups.
 
     Loss and gradients come in one pass, a block of rows at a time: three matrix products, no [n, K] that stays.
     """
@@ -50,34 +50,40 @@ class _GroupCrossEntropy(torch.autograd.Function):
 def _pass(
     q: Tensor, groups: Tensor, target: Tensor, temperature: float, gradients: tuple[Tensor, Tensor] | None
 ) -> Tensor:
-    """Return the loss of unit q [n, d] and groups [K, d], and fill the gradients to both, the second from zeros.
-
-    Powers are of 2, which are a quarter of the time of those of e. With p = 2^logit / total the gradient to a row's
-    logits is (p - its targets' share) x its targets: the targets come off the powers, the rest off the rows.
-    """
+    """Return the loss of unit q [n, d] and groups [K, d], and fill the gradients to both, the second from zeros."""
     known = target >= 0
     count = known.sum(dim=1)
     pairs = count.sum().clamp(min=1)
     rows = rows_at_once(len(groups), q.device)
-    powers = q.new_empty(min(rows, len(q)), len(groups))
-    scaled = q * (1 / (temperature * math.log(2)))
+    products = q.new_empty(min(rows, len(q)), len(groups))
+    scaled = q * (1 / (temperature * math.log(2)))  # for powers of 2, a quarter of the time of those of e
     loss = q.new_zeros(())
     for start in range(0, len(q), rows):
         part = slice(start, start + rows)
-        logits = torch.mm(scaled[part], groups.T, out=powers[: len(scaled[part])])
+        logits = torch.mm(scaled[part], groups.T, out=products[: len(scaled[part])])
         if 1 / (temperature * math.log(2)) > LARGEST:
             logits.sub_(logits.amax(dim=1, keepdim=True))
-        at = target[part].clamp(min=0)
-        hit = (logits.gather(1, at) * known[part]).sum()
-        total = logits.exp2_().sum(dim=1)
-        loss += (total.log2() * count[part]).sum() - hit
+        found, residues, total = _block(logits, target[part].clamp(min=0), known[part], count[part])
+        loss += found
         if gradients is not None:
-            share = total / count[part].clamp(min=1)
-            logits.scatter_add_(1, at, -share[:, None] * known[part])
             weight = (count[part] / (total * pairs * temperature))[:, None]
-            torch.mm(logits, groups, out=gradients[0][part]).mul_(weight)
-            gradients[1].addmm_(logits.T, q[part] * weight)
+            torch.mm(residues, groups, out=gradients[0][part]).mul_(weight)
+            gradients[1].addmm_(residues.T, q[part] * weight)
     return loss * math.log(2) / pairs
+
+
+def _block(logits: Tensor, at: Tensor, known: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sum of log2(total) - logit over the targets, the gradient to the logits but for a factor of each row,
+    in their place, and the rows' totals of 2^logit.
+
+    With p = 2^logit / total the gradient to a row's logits is (p - its targets' share) x the number of its targets: the
+    share comes off the powers, and the factor count / total is left for the rows of the products, which are shorter.
+    """
+    hit = (logits.gather(1, at) * known).sum()
+    total = logits.exp2_().sum(dim=1)
+    share = total / count.clamp(min=1)
+    logits.scatter_add_(1, at, -share[:, None] * known)
+    return (total.log2() * count).sum() - hit, logits, total
 
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
