@@ -25,15 +25,15 @@ def nearest(z: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     tile = min(TILE, len(groups))
     width = math.ceil(len(groups) / tile) * tile
     rows = max(1, min(rows_at_once(width, z.device), len(z)))
-    products = torch.full((rows, width), -math.inf, dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
-    rounded = torch.empty(rows, len(groups), dtype=z.dtype, device=z.device)
+    products = torch.empty(rows, width, dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
+    products[:, len(groups) :] = -math.inf  # never the largest
+    beside = products[:, : len(groups)]
+    rounded = beside if z.dtype == products.dtype else torch.empty_like(beside, dtype=z.dtype)
     found = []
     for part in z.split(rows):
-        beside = products[: len(part), : len(groups)]  # the columns behind stay at -inf and are never the largest
-        if z.dtype == products.dtype:
-            torch.mm(part, groups.T, out=beside)
-        else:
-            beside.copy_(torch.mm(part, groups.T, out=rounded[: len(part)]))
+        torch.mm(part, groups.T, out=rounded[: len(part)])
+        if rounded is not beside:
+            beside.copy_(rounded)
         found.append(_largest(products[: len(part)].unflatten(1, (-1, tile))))
     return torch.cat([index for index, _ in found]), torch.cat([value for _, value in found])
 
