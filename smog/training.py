@@ -36,6 +36,7 @@ from smog.signals import StopSignals
 from smog.store import write_atomically, write_json
 
 DONE = "done"
+LEAST_SCALE = 1.0  # of fp16's loss, which starts at 65,536 and halves with every step whose gradients are not finite
 
 
 def train(config: Config) -> Path:
@@ -186,6 +187,12 @@ class Run:
                 f"run {run_id(self.config)}: the loss is {loss}; the last finite one was at step "
                 f"{step + 1} of {self.steps}; an earlier checkpoint is kept in {self.folder}; "
                 "try a smaller optim.lr or optim.precision=fp32"
+            )
+        if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
+            raise RunError(
+                f"run {run_id(self.config)}: at step {self.step + 1} of {self.steps} the gradients overflow fp16 even at "
+                f"a loss scale of {self.scaler.get_scale():.3g}, so no step is taken; an earlier checkpoint is kept in "
+                f"{self.folder}; try optim.precision=bf16 or fp32, or a smaller optim.lr"
             )
 
     def _save(self, step: int) -> None:

@@ -177,6 +177,18 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path
     assert not (folder / "done").exists()
 
 
+def test_gradients_that_overflow_fp16_stop_the_run(tmp_path: Path) -> None:
+    overrides = ["optim.precision=fp16", "method.temperature=1e-9", "optim.epochs=6", "optim.lr=1e-9"]
+    with pytest.raises(RunError, match=r"overflow fp16 even at a loss scale of .*optim\.precision=bf16"):
+        smoke(tmp_path, *overrides)
+
+
+def test_fp16_trains(tmp_path: Path) -> None:
+    folder = smoke(tmp_path, "optim.precision=fp16", "optim.epochs=12", "method.regroup_interval=0")
+    losses = [line["loss"] for line in lines(folder)]
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
 def test_an_unreadable_checkpoint_is_named(tmp_path: Path) -> None:
     folder = smoke(tmp_path)
     (folder / "done").unlink()
