@@ -191,8 +191,8 @@ class Run:
         if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
             raise RunError(
                 f"run {run_id(self.config)}: at step {self.step + 1} of {self.steps} the gradients overflow fp16 even "
-                f"at a loss scale of {self.scaler.get_scale():.3g}, so no step is taken; an earlier checkpoint is kept in "
-                f"{self.folder}; try optim.precision=bf16 or fp32, or a smaller optim.lr"
+                f"at a loss scale of {self.scaler.get_scale():.3g}, so no step is taken; an earlier checkpoint is kept "
+                f"in {self.folder}; try optim.precision=bf16 or fp32, or a smaller optim.lr"
             )
 
     def _save(self, step: int) -> None:
