@@ -107,7 +107,7 @@ def restore(
         raise UsageError(f"{path} is of another version of the program ({why}); move {folder} away") from None
     steps = gathered(step)  # no rank goes on before all have read
     if len(set(steps)) > 1:
-        raise RunError(f"{path}: the processes read it at the steps {steps}; they must see the same files")
+        raise RunError(f"{path}: the processes read it at the steps {steps}; they must see the same files", kind="node")
     if path.name == PREVIOUS and not rank():
         os.replace(path, folder / FILE)  # or the next save would put the damaged file in the place of this one
     return step, progress

@@ -6,7 +6,7 @@ import functools
 import operator
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -73,7 +73,7 @@ def compose_raw(
 
 def _texts(schema: type, prefix: str = "") -> Iterator[str]:
     """Yield the dotted names of the values that are text."""
-    for name, kind in get_type_hints(schema).items():
+    for name, kind in kinds_of(schema).items():
         if is_dataclass(kind) and isinstance(kind, type):
             yield from _texts(kind, f"{prefix}{name}.")
         elif kind is str and name != "recipe":
@@ -94,10 +94,17 @@ def _checked(override: str, groups: Mapping[str, Iterable[str]], keys: list[str]
     return override
 
 
+@functools.cache
+def kinds_of(schema: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields by name."""
+    kinds = get_type_hints(schema)
+    return {field.name: kinds[field.name] for field in fields(schema)}
+
+
 def key_names(schema: type, prefix: str = "") -> list[str]:
     """Return the dotted names of all values of a dataclass schema."""
     names = []
-    for name, kind in get_type_hints(schema).items():
+    for name, kind in kinds_of(schema).items():
         names += (
             key_names(kind, f"{prefix}{name}.") if isinstance(kind, type) and is_dataclass(kind) else [prefix + name]
         )
@@ -106,7 +113,8 @@ def key_names(schema: type, prefix: str = "") -> list[str]:
 
 def build(schema: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """Build a frozen dataclass from plain values; every field must be there, nothing else, and of its type."""
-    kinds = get_type_hints(schema)
+    hashable: Any = schema
+    kinds = kinds_of(hashable)
     unknown = [name for name in values if name not in kinds]
     missing = [name for name in kinds if name not in values]
     if unknown:

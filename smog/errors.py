@@ -15,7 +15,22 @@ class UsageError(Exception):
 
 
 class RunError(Exception):
-    """A run that started and could not go on (a NaN loss, an unreadable image). Entries print it and exit 1."""
+    """A run that started and could not go on (a NaN loss, an unreadable image). Entries print it and exit 1.
+
+    ``kind`` says of what kind that is; see smog/failures.py.
+    """
+
+    def __init__(self, message: str, kind: str = "code") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class BusyError(RunError):
+    """Another process works on it. ``certain`` where that one is known to be alive, not only not known to be gone."""
+
+    def __init__(self, message: str, certain: bool) -> None:
+        super().__init__(message, "busy")
+        self.certain = certain
 
 
 class StoppedError(SystemExit):

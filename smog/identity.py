@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from smog.errors import UsageError
+from smog.methods import VERSIONS
 from smog.schema import Config
 
 SCHEMA = 1  # raised when the meaning of a key changes, so that old runs are not taken for new ones
@@ -53,7 +54,7 @@ def group_id(config: Config) -> str:
 def _identity(config: Config) -> dict[str, Any]:
     if not config.data.fingerprint:
         raise UsageError("a run has no identity before its data are known: call smog.data.sources.with_fingerprint")
-    return {"schema": SCHEMA, **as_dict(config, science_only=True)}
+    return {"schema": SCHEMA, "code": VERSIONS.get(config.method.name), **as_dict(config, science_only=True)}
 
 
 def values_of(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from smog.errors import UsageError, nearest
 from smog.identity import canonical, values_of
+from smog.methods import VERSIONS
 from smog.schema import Config, View
 
 
@@ -96,7 +97,7 @@ _START = "0 (all from the start), or from 2 to method.num_groups"
 _CHOICES = {
     "data.name": ("garments", "cifar10", "imagefolder"),
     "data.on_bad_image": ("fatal", "replace"),
-    "method.name": ("smog",),
+    "method.name": tuple(VERSIONS),
     "method.direction": ("both", "alternate", "one_way"),
     "method.predictor": ("online", "both", "none"),
     "method.encoder_schedule": ("constant", "cosine"),

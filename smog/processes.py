@@ -121,7 +121,7 @@ def joined(kind: str) -> Iterator[None]:
         pulse.end()
         _part(broken=True)
         if lost:
-            raise RunError(lost) from error
+            raise RunError(lost, kind="node") from error
         raise
     pulse.end()
     _part()
@@ -151,7 +151,7 @@ def _meet(here: Place, kind: str) -> Pulse:
     except RuntimeError as error:
         where = f"{here.host}:{here.port}"
         raise RunError(
-            f"rank {here.rank} of {here.world} did not meet the others at {where} ({_line(error)})"
+            f"rank {here.rank} of {here.world} did not meet the others at {where} ({_line(error)})", kind="node"
         ) from error
     pulse.start()
     return pulse

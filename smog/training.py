@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from smog import checkpoint
+from smog.attempts import attempt
 from smog.config import dump
 from smog.data.images import open_images
 from smog.data.sampler import Batch, Batches, check_batch, check_processes, loader
@@ -21,7 +23,7 @@ from smog.data.sources import open_source, with_fingerprint
 from smog.data.views import normalize
 from smog.distributed import agreed, gathered, rank, rank_0_first, sum_over_ranks, world_size
 from smog.environment import machine, now, peak_memory, provenance
-from smog.errors import AGAIN, RunError, StoppedError, UsageError
+from smog.errors import AGAIN, BusyError, RunError, StoppedError, UsageError
 from smog.gradients import over_ranks
 from smog.identity import group_id, run_id
 from smog.loggers import check_loggers
@@ -44,15 +46,40 @@ def train(config: Config) -> Path:
 
     Started by torchrun or srun it is one of several processes that train the run together. Raises UsageError where the
     configuration does not fit the data, RunError when the loss is no longer finite or another process is lost,
-    StoppedError after a signal to stop.
+    BusyError while another process trains the run, StoppedError after a signal to stop.
     """
     with StopSignals() as stop, joined(choose_device(config.runtime.device).type):
         with rank_0_first():  # data may have to be fetched
             config = with_fingerprint(config)
         folder = Path(config.runtime.store) / run_id(config)
         if not any(agreed((folder / DONE).exists())):
-            Run(config, folder).finish(stop)
+            check(config)
+            with _held(folder):
+                if not any(agreed((folder / DONE).exists())):  # or another process was faster
+                    Run(config, folder).finish(stop)
     return folder
+
+
+def check(config: Config) -> None:
+    """Raise UsageError for what can't be trained, before anything is written or built."""
+    check_processes(config, world_size())
+    check_loggers(config.runtime.loggers)
+    check_batch(config, len(open_source(config.data, "train").labels))
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the training of a run, rank 0 for all ranks; each raises BusyError where another process has it."""
+    with contextlib.ExitStack() as stack:
+        busy = None
+        if not rank():
+            try:
+                stack.enter_context(attempt(folder, "train"))
+            except BusyError as error:
+                busy = str(error), error.certain
+        if refused := gathered(busy)[0]:
+            raise BusyError(*refused)
+        yield
 
 
 class Run:
@@ -61,7 +88,6 @@ class Run:
     def __init__(self, config: Config, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.device = own_device(choose_device(config.runtime.device))
-        self._check_before_writing()
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
         make_deterministic(self.device)
@@ -81,11 +107,6 @@ class Run:
         if rank():
             checkpoint.own_stream(config.seed, 0)  # for dropout; the weights were drawn alike
         self.known_bad: set[str] = set()
-
-    def _check_before_writing(self) -> None:
-        check_processes(self.config, world_size())
-        check_loggers(self.config.runtime.loggers)
-        check_batch(self.config, len(open_source(self.config.data, "train").labels))
 
     def finish(self, stop: StopSignals) -> None:
         """Go on from the last checkpoint, or from the start, to the end or to where a signal stops it."""
@@ -186,13 +207,15 @@ class Run:
             raise RunError(
                 f"run {run_id(self.config)}: the loss is {loss}; the last finite one was at step "
                 f"{step + 1} of {self.steps}; an earlier checkpoint is kept in {self.folder}; "
-                "try a smaller optim.lr or optim.precision=fp32"
+                "try a smaller optim.lr or optim.precision=fp32",
+                kind="nan",
             )
         if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
             raise RunError(
                 f"run {run_id(self.config)}: at step {self.step + 1} of {self.steps} the gradients overflow fp16 even "
                 f"at a loss scale of {self.scaler.get_scale():.3g}, so no step is taken; an earlier checkpoint is kept "
-                f"in {self.folder}; try optim.precision=bf16 or fp32, or a smaller optim.lr"
+                f"in {self.folder}; try optim.precision=bf16 or fp32, or a smaller optim.lr",
+                kind="nan",
             )
 
     def _save(self, step: int) -> None:

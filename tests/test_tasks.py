@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from smog.errors import UsageError
 from smog.tasks import evaluate, knn, linear, protocol, settings
+from smog.tasks.protocols import TASKS, Knn, Linear
 from smog.tasks.result import Features, features_of
 
 
@@ -45,7 +46,7 @@ def naive_knn(features, k, temperature):
 def test_knn_is_what_a_loop_finds(seed, k, temperature, dim, classes):
     features = made(seed, train=60, val=25, dim=dim, classes=classes)
     features = dataclasses.replace(features, train=features.train.double(), val=features.val.double())
-    chosen, expected = knn.Settings(k, temperature), naive_knn(features, k, temperature)
+    chosen, expected = Knn(k, temperature), naive_knn(features, k, temperature)
     scores = knn.knn_scores(features, chosen).numpy()
     shares = [x / x.sum(axis=1, keepdims=True) for x in (scores, expected)]  # a factor common to a row is no matter
     np.testing.assert_allclose(*shares, rtol=1e-9, atol=1e-12)
@@ -59,7 +60,7 @@ def test_knn_is_what_a_loop_finds(seed, k, temperature, dim, classes):
 
 
 def test_knn_in_single_precision_and_in_chunks_is_that_in_double(monkeypatch):
-    features, chosen = made(), knn.Settings(20, 0.07)
+    features, chosen = made(), Knn(20, 0.07)
     monkeypatch.setattr(knn, "CHUNK", 7)
     scores = knn.knn_scores(features, chosen).numpy()
     expected = naive_knn(features, 20, 0.07)
@@ -69,7 +70,7 @@ def test_knn_in_single_precision_and_in_chunks_is_that_in_double(monkeypatch):
 
 
 def test_the_length_of_a_feature_does_not_matter_to_knn():
-    features, chosen = made(), knn.Settings(5, 0.07)
+    features, chosen = made(), Knn(5, 0.07)
     longer = dataclasses.replace(features, train=features.train * torch.rand(300, 1).add(0.5), val=features.val * 3)
     assert knn.compute(longer, chosen) == knn.compute(features, chosen)
 
@@ -77,19 +78,19 @@ def test_the_length_of_a_feature_does_not_matter_to_knn():
 @pytest.mark.parametrize("temperature", [1e-4, 1e-5])
 def test_at_a_small_temperature_the_nearest_one_decides(temperature):
     features = made(spread=2.0)
-    few, one = knn.compute(features, knn.Settings(20, temperature)), knn.compute(features, knn.Settings(1, 0.07))
+    few, one = knn.compute(features, Knn(20, temperature)), knn.compute(features, Knn(1, 0.07))
     assert few["top1"] == pytest.approx(one["top1"], abs=1.0)  # two images, where neighbours are almost as near
 
 
 def test_with_five_classes_or_fewer_every_top5_is_right():
-    assert knn.compute(made(classes=4, spread=9.0), knn.Settings(300, 0.07))["top5"] == 100.0
+    assert knn.compute(made(classes=4, spread=9.0), Knn(300, 0.07))["top5"] == 100.0
 
 
 def test_as_many_neighbours_as_images_is_the_most():
     features = made()
-    knn.compute(features, knn.Settings(300, 0.07))
+    knn.compute(features, Knn(300, 0.07))
     with pytest.raises(UsageError, match="k=301 is above the 300"):
-        knn.compute(features, knn.Settings(301, 0.07))
+        knn.compute(features, Knn(301, 0.07))
 
 
 # ---- linear ----
@@ -220,7 +221,7 @@ def test_minival_is_stratified_and_disjoint(counts, share, seed):
 
 
 def settings_of_linear():
-    return linear.Settings([0.1], [0.0], 2, 32, 0.9, 0.1, 0)
+    return Linear([0.1], [0.0], 2, 32, 0.9, 0.1, 0)
 
 
 def test_minival_is_the_same_for_all_runs_and_another_for_another_seed():
@@ -257,8 +258,8 @@ SAME = [("knn", "k=20"), ("knn", "temperature=7e-2"), ("linear", "lrs=[1e-2,0.03
 
 def test_every_setting_is_among_those_changed_here():
     changed = {(task, change.split("=")[0]) for task, change in CHANGES}
-    for task, module in (("knn", knn), ("linear", linear)):
-        assert {field.name for field in dataclasses.fields(module.Settings)} == {k for t, k in changed if t == task}
+    for task, schema in TASKS.items():
+        assert {field.name for field in dataclasses.fields(schema)} == {k for t, k in changed if t == task}
 
 
 @pytest.mark.parametrize(("task", "change"), CHANGES)
@@ -276,12 +277,12 @@ def test_a_whole_number_among_rates_is_the_same_rate():
     assert protocol("linear", one) == protocol("linear", other)
 
 
-@pytest.mark.parametrize(("task", "module"), [("knn", knn), ("linear", linear)])
-def test_a_protocol_changes_with_the_version_of_its_task(task, module, monkeypatch):
+@pytest.mark.parametrize("task", TASKS)
+def test_a_protocol_changes_with_the_version_of_its_task(task, monkeypatch):
     before = protocol(task, settings(task))
     assert before == protocol(task, settings(task))
     assert len(before) == 8
-    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    monkeypatch.setattr(TASKS[task], "VERSION", TASKS[task].VERSION + 1)
     assert protocol(task, settings(task)) != before
 
 

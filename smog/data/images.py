@@ -33,7 +33,7 @@ class Images:
             image = self._decoded((index + step) % len(self))
             if image is not None:
                 return image
-        raise RunError(f"no image of {self.source.name(0)} and the {len(self) - 1} after it decodes")
+        raise RunError(f"no image of {self.source.name(0)} and the {len(self) - 1} after it decodes", kind="data")
 
     def _decoded(self, index: int) -> np.ndarray | None:
         try:
@@ -42,7 +42,8 @@ class Images:
             name = self.source.name(index)
             if self.on_bad_image == "fatal":
                 raise RunError(
-                    f"{name}: image can't be read ({error}); mend it, or take data.on_bad_image=replace"
+                    f"{name}: image can't be read ({error}); mend it, or take data.on_bad_image=replace",
+                    kind="data",
                 ) from None
             self.bad[name] = str(error)
             return None

@@ -1,4 +1,4 @@
-"""What is computed from a run. A task is a settings dataclass, a version, and a function of features and settings."""
+"""What is computed from a run. A task is its settings and version (protocols.py) and a function of features."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from smog.attempts import attempt
 from smog.config import CONF, build, compose_raw, key_names
 from smog.errors import UsageError, nearest
 from smog.identity import digest
 from smog.limits import finite
-
-TASKS = ("knn", "linear")
+from smog.tasks.protocols import TASKS
 
 
 def settings(task: str, overrides: Sequence[str] = ()) -> Any:
     """Return the settings of a task: its protocol file conf/task/<task>.yaml and overrides such as ``k=20``."""
-    schema = _module(task).Settings
+    schema = schema_of(task)
     chosen = build(schema, compose_raw(CONF / "task", task, overrides, {}, key_names(schema)))
     finite(chosen)
     chosen.validate()
@@ -27,22 +27,29 @@ def settings(task: str, overrides: Sequence[str] = ()) -> Any:
 
 def protocol(task: str, chosen: Any) -> str:
     """Return 8 hex digits over the task, the version of its code and all its settings."""
-    return digest({"task": task, "version": _module(task).VERSION, **asdict(chosen)}, length=8)
+    return digest({"task": task, "version": schema_of(task).VERSION, **asdict(chosen)}, length=8)
 
 
-def _module(task: str) -> Any:
+def schema_of(task: str) -> Any:
+    """Return the dataclass of a task's settings."""
     if task not in TASKS:
         raise UsageError(f"no task {task!r}{nearest(task, TASKS)}")
-    return importlib.import_module(f"smog.tasks.{task}")
+    return TASKS[task]
 
 
 def evaluate(folder: Path, task: str, chosen: Any) -> Path:
-    """Compute a task of a finished run, unless its result is there already, and return the result's path."""
+    """Compute a task of a finished run, unless its result is there already, and return the result's path.
+
+    Raises BusyError while another process computes it.
+    """
     from smog.store import result_path
 
-    path = result_path(folder, task, protocol(task, chosen))
+    code = protocol(task, chosen)
+    path = result_path(folder, task, code)
     if not path.exists():
         from smog.tasks.result import compute
 
-        compute(folder, task, chosen, _module(task), path)
+        with attempt(folder, f"{task}@{code}"):
+            if not path.exists():  # or another process was faster
+                compute(folder, task, chosen, importlib.import_module(f"smog.tasks.{task}"), path)
     return path

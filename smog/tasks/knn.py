@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smog.errors import UsageError
+from smog.tasks.protocols import Knn
 from smog.tasks.result import Features
 
-VERSION = 1  # raised when the same features would give another number
 CHUNK = 1024  # rows of val compared with all of train at once
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Neighbours that vote, and the temperature of their weights exp(cosine / temperature)."""
-
-    k: int
-    temperature: float
-
-    def validate(self) -> None:
-        """Check what the types can't say."""
-        if self.k < 1:
-            raise UsageError(f"k={self.k}: must be at least 1")
-        if self.temperature <= 0:
-            raise UsageError(f"temperature={self.temperature}: must be above 0")
-
-
-def compute(features: Features, settings: Settings) -> dict[str, float]:
+def compute(features: Features, settings: Knn) -> dict[str, float]:
     """Return top-1 and top-5 in percent of val images, with all train images as candidates."""
     if settings.k > len(features.train):
         raise UsageError(f"k={settings.k} is above the {len(features.train)} training images")
@@ -39,7 +22,7 @@ def compute(features: Features, settings: Settings) -> dict[str, float]:
     return {"top1": 100 * float(best[:, :1].double().sum(1).mean()), "top5": 100 * float(best.double().sum(1).mean())}
 
 
-def knn_scores(features: Features, settings: Settings) -> Tensor:
+def knn_scores(features: Features, settings: Knn) -> Tensor:
     """Return the summed weights of the k nearest training images by class, float64 [n_val, classes].
 
     Neighbours that tie at the k-th place are taken as torch.topk finds them.

@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from smog.errors import UsageError
+from smog.tasks.protocols import Linear
 from smog.tasks.result import Features
 
-VERSION = 1  # raised when the same features would give another number
 
-
-@dataclass(frozen=True)
-class Settings:
-    """The grid of heads that are trained in one pass, and the pass."""
-
-    lrs: list[float]
-    weight_decays: list[float]
-    epochs: int
-    batch: int
-    momentum: float
-    minival: float  # share of train that chooses among the heads
-    seed: int
-
-    def validate(self) -> None:
-        """Check what the types can't say."""
-        if not self.lrs or not self.weight_decays or min(self.lrs) <= 0 or min(self.weight_decays) < 0:
-            raise UsageError("lrs must be above 0 and weight_decays 0 or more, at least one of each")
-        if self.epochs < 1 or self.batch < 1:
-            raise UsageError(f"epochs={self.epochs} and batch={self.batch}: must be at least 1")
-        if not 0 <= self.momentum < 1:
-            raise UsageError(f"momentum={self.momentum}: must be from 0 to below 1")
-        if not 0 < self.minival < 1:
-            raise UsageError(f"minival={self.minival}: must be between 0 and 1")
-
-
-def compute(features: Features, settings: Settings) -> dict[str, float]:
+def compute(features: Features, settings: Linear) -> dict[str, float]:
     """Return top-1 and top-5 in percent on val after the last epoch, and what was chosen.
 
     All heads (learning rate x weight decay) are trained on train without minival; the best on minival gives the
@@ -62,9 +36,7 @@ def compute(features: Features, settings: Settings) -> dict[str, float]:
     }
 
 
-def fit(
-    x: Tensor, y: Tensor, grid: list[tuple[float, float]], classes: int, settings: Settings
-) -> tuple[Tensor, Tensor]:
+def fit(x: Tensor, y: Tensor, grid: list[tuple[float, float]], classes: int, settings: Linear) -> tuple[Tensor, Tensor]:
     """Return weights [d, heads x classes] and biases [heads x classes], one head a (lr, weight decay).
 
     SGD with momentum and a cosine over all epochs; every head sees the same batches in the same order. The heads
@@ -108,7 +80,7 @@ def _standardized(train: Tensor, val: Tensor) -> tuple[Tensor, Tensor]:
     return (train - mean) / deviation, (val - mean) / deviation
 
 
-def _split(labels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+def _split(labels: Tensor, settings: Linear) -> tuple[Tensor, Tensor]:
     """Return the indices of train without minival, and of minival: the same share of every class."""
     generator = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(len(labels), generator=generator)

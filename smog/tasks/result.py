@@ -98,5 +98,5 @@ def _extract(backbone: torch.nn.Module, images: Images, config: Config, device: 
             parts.append(backbone(batch).float().cpu())
     features = torch.cat(parts)
     if not torch.isfinite(features).all():
-        raise RunError("the backbone gives features that are not finite: the run has diverged")
+        raise RunError("the backbone gives features that are not finite: the run has diverged", kind="nan")
     return features

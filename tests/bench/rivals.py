@@ -62,11 +62,12 @@ from smog.optim import build_optimizer, peak
 from smog.schema import Config
 from smog.store import read_json, write_json
 from smog.tasks import knn
+from smog.tasks.protocols import Knn
 from smog.tasks.result import BATCH, Features
 from smog.training import DONE, precision, train
 
 VERSION = 1  # raised when the same command would give other numbers: it is part of a result's name
-KNN = knn.Settings(k=20, temperature=0.07)
+KNN = Knn(k=20, temperature=0.07)
 SPOKEN = 30.0  # seconds between two lines of progress
 CPU = torch.device("cpu")
 

@@ -1,0 +1,94 @@
+"""Of what kind a failure is: what can be done about it depends on the kind alone."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import subprocess
+import traceback
+
+from smog.errors import RunError, StoppedError, UsageError
+
+KINDS = {
+    "preempted": "the scheduler took the machine back",
+    "timeout": "the time limit of the job was reached",
+    "stopped": "a signal asked it to stop",
+    "killed": "the process was killed without a word",
+    "memory": "out of memory",
+    "code": "an error in the program",
+    "nan": "the loss, or a feature, is no longer finite",
+    "data": "an image can't be read",
+    "node": "the machine, or the connection to it, is at fault",
+    "disk": "the store can't be written",
+    "usage": "the configuration does not fit",
+    "busy": "another process works on it",
+}
+_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|OutOfMemory", re.IGNORECASE)
+_NODE = re.compile(
+    r"gloo|nccl|ECC error|device unavailable|no CUDA-capable device|CUDA driver|hardware|fell off the bus"
+    r"|unspecified launch failure|illegal instruction",
+    re.IGNORECASE,
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_NEAR = 15  # seconds: Slurm counts its limits a little differently at every place
+
+
+def kind_of(error: BaseException) -> str:
+    """Return the kind of a failure, a key of KINDS. Torch's errors are told by name and text: it is not imported."""
+    if isinstance(error, StoppedError):
+        return _stop_kind()
+    if isinstance(error, RunError):
+        return error.kind
+    if isinstance(error, UsageError):
+        return "usage"
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    if isinstance(error, MemoryError) or _MEMORY.search(f"{type(error).__name__} {error}"):
+        return "memory"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return "disk"
+    if isinstance(error, RuntimeError | ConnectionError) and _NODE.search(str(error)):
+        return "node"
+    return "code"
+
+
+def _stop_kind() -> str:
+    """Tell a time limit from a preemption by the time used; outside of Slurm it is a person, or a shell."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return "stopped"
+    try:
+        line = subprocess.run(["squeue", "-h", "-j", job, "-o", "%M %l"], capture_output=True, text=True, timeout=20)
+        used, limit = (seconds(text) for text in line.stdout.split()[:2])
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return "preempted"
+    warned = float(os.environ.get("SMOG_WARNED", 90))  # how long before the limit the signal comes
+    return "timeout" if used >= limit - warned - _NEAR else "preempted"
+
+
+def seconds(text: str) -> float:
+    """Return the seconds of a duration as Slurm writes it: ``1-02:03:04``, ``2:03:04``, ``3:04``, UNLIMITED."""
+    if text in ("UNLIMITED", "INVALID"):
+        return float("inf")
+    days, _, clock = text.rpartition("-")
+    total = 0
+    for part in clock.split(":"):
+        total = 60 * total + int(part)
+    return float(total + 86400 * int(days or 0))
+
+
+def trace_of(error: BaseException) -> str:
+    """Return 8 hex digits over the type of an error and where it was raised: equal for the same mistake, whatever the
+    values in its message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{os.path.basename(frame.filename)}:{frame.name}:{frame.line}" for frame in frames]
+    return hashlib.sha256("\n".join([type(error).__name__, *places]).encode()).hexdigest()[:8]
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says in one line, with its type where we did not word it ourselves."""
+    text = " ".join(str(error).split())
+    ours = isinstance(error, UsageError | RunError | StoppedError)
+    return text if ours else f"{type(error).__name__}: {text}" if text else type(error).__name__
