@@ -18,6 +18,7 @@ from smog.schema import Config
 CONF = Path(__file__).parent / "conf"
 GROUPS = ("recipe", "data", "backbone", "method")
 T = TypeVar("T")
+_cached: Any = functools.cache  # mypy takes a class for no key of a cache
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
@@ -26,46 +27,122 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     Raises UsageError with one line that names the nearest keys for an unknown key or option, a value of the
     wrong type, or a value out of range.
     """
-    groups = {name: options(name) for name in GROUPS}
-    raw = compose_raw(CONF, "config", overrides, groups, key_names(Config), texts=set(_texts(Config)))
-    recipe = next((o.split("=", 1)[1] for o in reversed(list(overrides)) if o.startswith("recipe=")), "demo")
-    config = build(Config, {**raw, "recipe": recipe})
-    validate(config)
-    return config
+    return Base(overrides).config
 
 
+class Base:
+    """A composed configuration, ``config``, of which values can be set anew thousands of times: hydra composes once.
+
+    Choices of a group (backbone=NAME) are not among those values: another file comes in with them, so compose again.
+    """
+
+    def __init__(self, overrides: Sequence[str] = ()) -> None:
+        groups = {name: options(name) for name in GROUPS}
+        tree, texts = _compose_tree(CONF, "config", overrides, groups, key_names(Config), set(_texts(Config)))
+        recipe = next((o.split("=", 1)[1] for o in reversed(list(overrides)) if o.startswith("recipe=")), "demo")
+        self.tree = tree
+        self.config = build(Config, {**_plain(tree, texts), "recipe": recipe})
+        validate(self.config)
+        self._copies: dict[str, list[str]] = {}
+
+    def varied(self, changes: Mapping[str, Any]) -> Config:
+        """Return the configuration with other values by dotted name, checked as ``compose`` checks them; values that
+        the files take from those (``${name}``) follow."""
+        config = self.config
+        for key, value in changes.items():
+            _check_key(key, {}, key_names(Config))
+            config = _put(config, key.split("."), value, key)
+        for key, value in self._following(changes).items():
+            config = _put(config, key.split("."), value, key)
+        validate(config)
+        return config
+
+    def _following(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values that copy one of those that change."""
+        copies = {name: value for key, value in changes.items() for name in self._copies_of(key)}
+        return {name: value for name, value in copies.items() if name not in changes}
+
+    def _copies_of(self, key: str) -> list[str]:
+        """Return the names of the values that the files take from that of a key, found by putting a probe there."""
+        if key not in self._copies:
+            from omegaconf import OmegaConf
+
+            derived = [name for name in key_names(Config) if _is_derived(self.tree, name)]
+            before = _raw(self.tree, key)
+            OmegaConf.update(self.tree, key, "a probe")
+            self._copies[key] = [name for name in derived if OmegaConf.select(self.tree, name) == "a probe"]
+            OmegaConf.update(self.tree, key, before)
+        return self._copies[key]
+
+
+def _raw(tree: Any, name: str) -> Any:
+    """Return a value as the files have it, a derived one as the text that derives it."""
+    from omegaconf import OmegaConf
+
+    parent, _, last = name.rpartition(".")
+    values: Any = OmegaConf.to_container(OmegaConf.select(tree, parent) if parent else tree, resolve=False)
+    return values.get(last)
+
+
+def _is_derived(tree: Any, name: str) -> bool:
+    return isinstance(raw := _raw(tree, name), str) and "${" in raw
+
+
+def _put(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
+    """Return a dataclass, or a dictionary of free keys, with one value inside it set."""
+    first, *rest = path
+    if not is_dataclass(node):
+        return {**node, first: value}
+    inner = _put(getattr(node, first), rest, value, key) if rest else _typed(kinds_of(type(node))[first], value, key)
+    return replace(node, **{first: inner})  # type: ignore[type-var]
+
+
+@functools.cache
 def options(group: str) -> list[str]:
     """Return the names that a config group offers, such as the recipes."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def compose_raw(
+def compose_raw(folder: Path, name: str, overrides: Sequence[str], keys: Iterable[str]) -> dict[str, Any]:
+    """Compose YAML without groups and overrides with hydra, after checking the overrides for typos."""
+    return _plain(*_compose_tree(folder, name, overrides, {}, keys, ()))
+
+
+def _compose_tree(
     folder: Path,
     name: str,
     overrides: Sequence[str],
     groups: Mapping[str, Iterable[str]],
     keys: Iterable[str],
-    texts: Collection[str] = (),
-) -> dict[str, Any]:
-    """Compose YAML and overrides with hydra, after checking the overrides so that a typo gives one clear line."""
+    texts: Collection[str],
+) -> tuple[Any, dict[str, str]]:
+    """Return hydra's tree, and apart from it the values that are text: a path is no expression."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     keys = list(keys)
     given = [override.partition("=") for override in overrides]
-    plain = {key: value for key, equals, value in given if equals and key in texts}  # a path is no expression
+    plain = {key: value for key, equals, value in given if equals and key in texts}
     overrides = [_checked("".join(parts), groups, keys) for parts in given if parts[0] not in plain]
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            composed = hydra_compose(name, overrides=list(overrides))
-        values: Any = OmegaConf.to_container(composed, resolve=True)
+            return hydra_compose(name, overrides=list(overrides)), plain
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         typed = f"{', '.join(overrides)}: " if isinstance(error, ValueError) else ""
         raise UsageError(typed + " ".join(str(error).split())) from None
-    for key, value in plain.items():
+
+
+def _plain(tree: Any, texts: Mapping[str, str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values: Any = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(" ".join(str(error).split())) from None
+    for key, value in texts.items():
         *path, last = key.split(".")
         functools.reduce(operator.getitem, path, values)[last] = value
     return values
@@ -84,26 +161,31 @@ def _checked(override: str, groups: Mapping[str, Iterable[str]], keys: list[str]
     key, equals, value = override.partition("=")
     if not equals:
         raise UsageError(f"{override!r} is not of the form key=value{nearest(key, [*groups, *keys])}")
-    if key in groups:
-        if value not in groups[key]:
-            raise UsageError(f"no {key} {value!r}{nearest(value, groups[key])}")
-    elif any(known.endswith(".args") and key.startswith(f"{known}.") for known in keys):
-        return f"++{override}"  # free keys, handed to timm, which names the wrong ones
-    elif key not in keys:
-        raise UsageError(f"unknown key {key!r}{nearest(key.lstrip('+~'), [*groups, *keys])}")
-    return override
+    if key in groups and value not in groups[key]:
+        raise UsageError(f"no {key} {value!r}{nearest(value, groups[key])}")
+    return f"++{override}" if _check_key(key, groups, keys) else override
 
 
-@functools.cache
+def _check_key(key: str, groups: Collection[str], keys: Collection[str]) -> bool:
+    """Refuse a key that there is not. Say whether it is free: handed to timm, which names the wrong ones."""
+    if key in groups or key in keys:
+        return False
+    if any(known.endswith(".args") and key.startswith(f"{known}.") for known in keys):
+        return True
+    raise UsageError(f"unknown key {key!r}{nearest(key.lstrip('+~'), [*groups, *keys])}")
+
+
+@_cached
 def kinds_of(schema: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields by name."""
     kinds = get_type_hints(schema)
     return {field.name: kinds[field.name] for field in fields(schema)}
 
 
-def key_names(schema: type, prefix: str = "") -> list[str]:
+@_cached
+def key_names(schema: Any, prefix: str = "") -> list[str]:
     """Return the dotted names of all values of a dataclass schema."""
-    names = []
+    names: list[str] = []
     for name, kind in kinds_of(schema).items():
         names += (
             key_names(kind, f"{prefix}{name}.") if isinstance(kind, type) and is_dataclass(kind) else [prefix + name]
@@ -113,8 +195,7 @@ def key_names(schema: type, prefix: str = "") -> list[str]:
 
 def build(schema: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """Build a frozen dataclass from plain values; every field must be there, nothing else, and of its type."""
-    hashable: Any = schema
-    kinds = kinds_of(hashable)
+    kinds = kinds_of(schema)
     unknown = [name for name in values if name not in kinds]
     missing = [name for name in kinds if name not in values]
     if unknown:

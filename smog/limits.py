@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 from smog.errors import UsageError, nearest
-from smog.identity import canonical, values_of
+from smog.identity import as_dict, canonical, values_of
 from smog.methods import VERSIONS
-from smog.schema import Config, View
+from smog.schema import Config, Method, View
 
 
 def validate(config: Config) -> None:
@@ -28,7 +30,7 @@ def validate(config: Config) -> None:
         ("views.global_crops", config.views.global_crops >= 2, "at least 2: one is predicted from the other"),
         ("views.local_crops", config.views.local_crops >= 0, "0 or more"),
         ("views.local_size", config.views.local_size >= 1, "at least 1"),
-        ("method.start_groups", config.method.start_groups in (0, *range(2, config.method.num_groups + 1)), _START),
+        ("method.start_groups", _starts(config.method), _START),
         ("method.growth_epochs", config.method.growth_epochs >= 0, "0 or more"),
         ("method.instance_epochs", config.method.instance_epochs >= 0, "0 or more"),
         ("views.hue", 0 <= config.views.hue <= 0.5, "from 0 to 0.5"),
@@ -61,10 +63,9 @@ def validate(config: Config) -> None:
         ("seed", 0 <= config.seed < 2**31, "from 0 to 2147483647"),
         ("runtime.log_every", config.runtime.log_every >= 1, "at least 1"),
     ]
-    flat = dict(values_of(config))
     for name, fine, allowed in checks:
         if not fine:
-            raise UsageError(f"{name}={flat[name]}: must be {allowed}")
+            raise UsageError(f"{name}={attrgetter(name)(config)}: must be {allowed}")
     _validate_names(config)
     if config.optim.batch % config.optim.accumulate:
         raise UsageError(
@@ -85,11 +86,18 @@ def validate(config: Config) -> None:
 
 def finite(settings: Any) -> None:
     """Refuse NaN and infinity anywhere: they have no JSON, so no identity."""
+    with contextlib.suppress(ValueError):
+        canonical(as_dict(settings))  # all at once, since thousands of cells are looked at
+        return
     for name, value in values_of(settings):
         try:
             canonical(value)
         except ValueError:
             raise UsageError(f"{name}={value}: finite numbers expected") from None
+
+
+def _starts(method: Method) -> bool:
+    return method.start_groups == 0 or 2 <= method.start_groups <= method.num_groups
 
 
 _MOMENTA = ("group_momentum", "encoder_momentum")
@@ -116,7 +124,7 @@ def _view_checks(name: str, view: View) -> Iterator[tuple[str, bool, str]]:
 
 
 def _validate_names(config: Config) -> None:
-    flat = dict(values_of(config))
     for name, known in _CHOICES.items():
-        if flat[name] not in known:
-            raise UsageError(f"{name}={flat[name]!r} is not known{nearest(str(flat[name]), known)}")
+        value = attrgetter(name)(config)
+        if value not in known:
+            raise UsageError(f"{name}={value!r} is not known{nearest(str(value), known)}")

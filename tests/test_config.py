@@ -1,3 +1,4 @@
+import re
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from typing import Any, get_type_hints
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from smog.config import build, compose, dump, key_names, load, options, with_runtime
+from smog.config import Base, _is_derived, build, compose, dump, key_names, load, options, with_runtime
 from smog.errors import UsageError
 from smog.identity import as_dict, group_id, run_id
 from smog.schema import Config
@@ -292,3 +293,47 @@ def test_a_fingerprint_that_looks_like_a_number_is_text(fingerprint):
 
 def test_keys_are_the_values_of_the_schema():
     assert set(key_names(Config)) == {name for name, _, _ in leaves(Config)} - {"recipe"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optim.lr": 0.3},
+        {"optim.weight_decay": 0.02},
+        {"optim.weight_decay": 0.02, "optim.final_weight_decay": 0.5},
+        {"optim.final_weight_decay": 0.5},
+        {"method.num_groups": 77, "method.direction": "both", "views.first.blur": 0.25},
+        {"optim.epochs": 3},
+        {"backbone.args.drop_path_rate": 0.1},
+        {"data.root": "a folder, with = and {"},
+        {"runtime.loggers": ["tensorboard"]},
+    ],
+)
+def test_varied_values_are_what_compose_makes_of_them(changes: dict) -> None:
+    whole = Base(["recipe=demo"])
+    overrides = [f"{key}={value}" for key, value in changes.items()]
+    assert whole.varied(changes) == compose(["recipe=demo", *overrides])
+    assert whole.varied({}) == whole.config == compose(["recipe=demo"])  # and nothing of it stays
+
+
+@pytest.mark.parametrize("recipe", options("recipe"))
+def test_values_that_the_files_derive_are_copies(recipe: str) -> None:
+    """Base follows copies alone: anything computed (${a.b}x) would be missed in the cells of a grid."""
+    whole = Base([f"recipe={recipe}"])
+    derived = [name for name in key_names(Config) if _is_derived(whole.tree, name)]
+    assert {name for key in key_names(Config) for name in whole._copies_of(key)} == set(derived)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim.lrr": 1.0}, "unknown key 'optim.lrr'; nearest: optim.lr"),
+        ({"optim.lr": "fast"}, "optim.lr='fast': float expected, not str"),
+        ({"method.num_groups": 1}, "method.num_groups=1: must be at least 2"),
+        ({"optim.lr": float("nan")}, "optim.lr=nan: finite numbers expected"),
+        ({"optim": 1}, "unknown key 'optim'"),
+    ],
+)
+def test_varied_values_are_checked(changes: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        Base(["recipe=demo"]).varied(changes)

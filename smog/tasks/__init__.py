@@ -19,7 +19,7 @@ from smog.tasks.protocols import TASKS
 def settings(task: str, overrides: Sequence[str] = ()) -> Any:
     """Return the settings of a task: its protocol file conf/task/<task>.yaml and overrides such as ``k=20``."""
     schema = schema_of(task)
-    chosen = build(schema, compose_raw(CONF / "task", task, overrides, {}, key_names(schema)))
+    chosen = build(schema, compose_raw(CONF / "task", task, overrides, key_names(schema)))
     finite(chosen)
     chosen.validate()
     return chosen
