@@ -59,7 +59,8 @@ class Base:
 
     def _following(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values that copy one of those that change."""
-        copies = {name: value for key, value in changes.items() for name in self._copies_of(key)}
+        known = key_names(Config)  # and not the free keys of backbone.args
+        copies = {name: value for key, value in changes.items() if key in known for name in self._copies_of(key)}
         return {name: value for name, value in copies.items() if name not in changes}
 
     def _copies_of(self, key: str) -> list[str]:
