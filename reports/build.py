@@ -17,7 +17,7 @@ from smog.errors import UsageError, exit_code, nearest
 from smog.store import grids, read_json, result_path, write_atomically
 
 if TYPE_CHECKING:
-    from reports.tables import Record, Table
+    from reports.tables import Record, Results, Table
 
 HELP = """\
 usage: python reports/build.py [store=runs] [out=reports/output] [grids=[NAME,...]] [--json]
@@ -119,7 +119,8 @@ def draw(store: Path, record: Record, name: str) -> Section:
     """Compute a grid's table once and draw all of its files."""
     from reports import forest, plots, tables, writers  # here, because --help must not pay for them
 
-    table = tables.grid_table(store, record)
+    results = tables.read_results(store, record)
+    table = tables.grid_table(store, record, results)
     drawn = {"md": writers.to_markdown, "tex": writers.to_latex, "csv": writers.to_csv, "html": writers.to_html}
     files = {f"tables/{name}.{kind}": writer(table).encode() for kind, writer in drawn.items()}
     figures = {name: forest.forest_figure(table) if forest.suits(record) else plots.metric_figure(table, record)}
@@ -127,10 +128,10 @@ def draw(store: Path, record: Record, name: str) -> Section:
         figures[f"{name}-curves"] = plots.curves_figure(curves)
     for figure_name, figure in figures.items():
         files |= {f"figures/{figure_name}.{kind}": plots.save(figure, kind) for kind in ("pdf", "svg", "png")}
-    return Section(name, record, table, list(runs_behind(store, record)), files)
+    return Section(name, record, table, list(runs_behind(store, record, results)), files)
 
 
-def runs_behind(store: Path, record: Record) -> Iterator[dict[str, Any]]:
+def runs_behind(store: Path, record: Record, results: Results) -> Iterator[dict[str, Any]]:
     """Yield what the page tells of each run of a grid, once a run: who, what it cost, where, from which code."""
     from reports.tables import in_order
 
@@ -139,14 +140,14 @@ def runs_behind(store: Path, record: Record) -> Iterator[dict[str, Any]]:
         for seed, run in sorted(cell["runs"].items(), key=lambda item: int(item[0])):
             if run not in seen:
                 seen.add(run)
-                yield {"run": run, "cell": cell["label"], "seed": seed} | _cost(store / run, record["tasks"])
+                yield {"run": run, "cell": cell["label"], "seed": seed} | _cost(store / run, record["tasks"], results)
 
 
-def _cost(folder: Path, tasks: dict[str, str]) -> dict[str, Any]:
+def _cost(folder: Path, tasks: dict[str, str], results: Results) -> dict[str, Any]:
     """Return a run's seconds (training and the grid's tasks) and provenance, as far as it got."""
     done = read_json(folder / "done") if (folder / "done").is_file() else {}
     paths = {name: result_path(folder, name, protocol) for name, protocol in tasks.items()}
-    found = {path: read_json(path) for path in paths.values() if path.is_file()}
+    found = {path: results[folder.name, name] for name, path in paths.items() if (folder.name, name) in results}
     seconds = {str(path): result["cost"]["seconds"] for path, result in found.items()}
     if "seconds" in done:
         seconds[str(folder / "done")] = done["seconds"]

@@ -1,4 +1,4 @@
-"""A figure for grids of many axes: the paired difference of every cell to the baseline, one line a cell."""
+"""A figure for grids of many axes, or many named cells: the paired difference of each to the baseline, line by line."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from reports.plots import BLUE, GREY, INK, ORANGE, style
+from reports.plots import BLUE, CROWD, GREY, INK, ORANGE, style
 from reports.stats import paired
 from reports.tables import Record, Row, Table, column_title
 
-MANY = 4  # with more axes than this a panel an axis would fill pages
+MANY = 4  # with more axes than this a panel an axis would fill pages, and names of cells several lines
+HIGHEST = 300  # inches: matplotlib draws no more than 65,536 pixels
 
 
 def suits(record: Record) -> bool:
-    """Say whether a grid has so many axes that this figure shows it better than a panel an axis."""
-    return len(record["axes"]) > MANY and any(cell["baseline"] for cell in record["cells"])
+    """Say whether a grid has so many axes, or named cells, that this figure shows it better than panels."""
+    named = sum(1 for cell in record["cells"] if cell["axis"] is None and not cell["reference"])
+    return (len(record["axes"]) > MANY or named > CROWD) and any(cell["baseline"] for cell in record["cells"])
 
 
 def forest_figure(table: Table) -> Figure:
@@ -26,12 +28,15 @@ def forest_figure(table: Table) -> Figure:
     [baseline] = [row for row in table.rows if row.kind == "baseline"]
     cells = [row for row in table.rows if row.kind == "cell"]
     rows = [*cells, *(row for row in table.rows if row.kind == "reference")]
+    names = [_name(row) for row in rows]
+    width = max(1.9, 0.3 + 0.06 * max(map(len, names), default=0)) + 2.3 * len(baseline.measures)
+    height = min(0.8 + 0.17 * len(rows), HIGHEST)
     with style():
-        figure = Figure(figsize=(1.9 + 2.3 * len(baseline.measures), 0.8 + 0.17 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(1, len(baseline.measures), sharey=True, squeeze=False)[0]
         for place, ax in enumerate(axes):
             _draw(ax, rows, baseline, place)
-        axes[0].set_yticks(range(len(rows)), [_name(row) for row in rows])
+        axes[0].set_yticks(range(len(rows)), names)
         axes[0].set_ylim(len(rows) - 0.4, -0.6)
         figure.legend(handles=_key(), loc="outside lower center", ncols=4, frameon=False, handlelength=1.5)
     return figure

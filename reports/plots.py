@@ -1,4 +1,4 @@
-"""Figures: a metric over a grid's axes with every seed as a point, and training curves. Byte-stable files."""
+"""Figures: a metric over a grid's axes or cells with every seed as a point, and training curves. Byte-stable files."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ WITHOUT_DATES: dict[str, dict[str, str | None]] = {
 }
 WIDE = 20  # from this span on, numbers stand on a logarithmic axis
 CROWD = 6  # with more names than this a panel takes the whole width
+ROOM = 36  # so many characters stand side by side beneath half the width
 NOT_CURVES = ("step", "epoch", "time")
 
 
@@ -74,6 +75,22 @@ class Panel:
         return len(numbers) == len(self.values) > 1 and min(numbers) > 0 and max(numbers) > WIDE * min(numbers)
 
     @property
+    def names(self) -> list[str]:
+        """What stands beneath each value: of a cell its label, where there is room in a line for each axis."""
+        broken = self.axis == "cell" and len(self.values) <= CROWD
+        return [str(value).replace(", ", ",\n") if broken else str(value) for value in self.values]
+
+    @property
+    def length(self) -> int:
+        """How many characters the names take side by side."""
+        return sum(len(max(name.split("\n"), key=len)) for name in self.names)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether half the width is too little for the names."""
+        return not self.numeric and (len(self.values) > CROWD or (self.axis == "cell" and self.length > ROOM))
+
+    @property
     def positions(self) -> list[float]:
         """Where each value stands on the x-axis."""
         return [float(value) for value in self.values] if self.numeric else [float(x) for x in range(len(self.values))]
@@ -82,12 +99,12 @@ class Panel:
 def metric_figure(table: Table, record: Record) -> Figure:
     """Draw each measure over each axis: every seed, the mean, its t interval, and the reference rows as lines."""
     panels = _panels(table, record)
-    crowded = any(not panel.numeric and len(panel.values) > CROWD for panel in panels)
+    crowded = any(panel.crowded for panel in panels)
     across = 1 if crowded else min(len(panels), max(2, min(3, len(panels) // len(table.rows[0].measures))))
     with style():
         figure, axes = _grid_of_axes(len(panels), across, 6.2 if crowded else 3.1, 2.5)
         for ax, panel in zip(axes, panels, strict=True):
-            _draw_panel(ax, panel)
+            _draw_panel(ax, panel, 2.8 * ROOM if crowded else ROOM)
             _draw_references(ax, [row for row in table.rows if row.kind == "reference"], panel.place)
         figure.legend(handles=_key(table), loc="outside lower center", ncols=5, frameon=False, handlelength=1.5)
     return figure
@@ -104,7 +121,9 @@ def _key(table: Table) -> list[Line2D]:
         marks.append(Line2D([], [], **dot, mfc=PAPER, label="mean, results missing"))
     if any(one.summary.low is not None for one in measures):
         marks.append(Line2D([], [], color=INK, lw=1.4, label="95 % t interval of the mean"))
-    return [*marks, Line2D([], [], **dot | {"mec": ORANGE}, mfc=ORANGE, label="baseline")]
+    if any(row.kind == "baseline" for row in table.rows):
+        marks.append(Line2D([], [], **dot | {"mec": ORANGE}, mfc=ORANGE, label="baseline"))
+    return marks
 
 
 def _grid_of_axes(count: int, across: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -116,15 +135,19 @@ def _grid_of_axes(count: int, across: int, width: float, height: float) -> tuple
 def _panels(table: Table, record: Record) -> list[Panel]:
     rows = [row for row in table.rows if row.kind != "reference"]
     axes = list(record["axes"]) if record["mode"] == "one_factor" else []
-    if not axes:
-        along = [("cell", rows, [row.label for row in rows])]
-    else:
-        along = [(axis, *_along(axis, rows, record)) for axis in axes]
+    along = [(axis, *_along(axis, rows, record)) for axis in axes]
+    if any(row.axis is None and row.kind == "cell" for row in rows):  # what lies on no axis stands by its label
+        named = [row for row in rows if row.axis is None or row.kind == "baseline"]
+        along.append(("cell", named, [_full_name(row) for row in named]))
     return [
         Panel(place, column_title(one.task, one.metric), axis, tuple(shown), tuple(values))
         for place, one in enumerate(rows[0].measures)
         for axis, shown, values in along
     ]
+
+
+def _full_name(row: Row) -> str:
+    return row.label if row.axis is None else f"{row.axis.rpartition('.')[2]} {row.label}"
 
 
 def _along(axis: str, rows: Sequence[Row], record: Record) -> tuple[list[Row], list[Any]]:
@@ -136,7 +159,7 @@ def _along(axis: str, rows: Sequence[Row], record: Record) -> tuple[list[Row], l
     return [row for _, row in own], [value for value, _ in own]
 
 
-def _draw_panel(ax: Axes, panel: Panel) -> None:
+def _draw_panel(ax: Axes, panel: Panel, room: float) -> None:
     for x, row in zip(panel.positions, panel.rows, strict=True):
         _draw_cell(ax, x, row, panel.place)
     found = [row.measures[panel.place].summary.mean for row in panel.rows]
@@ -144,13 +167,12 @@ def _draw_panel(ax: Axes, panel: Panel) -> None:
     if panel.numeric:
         ax.set_xscale("log")
         ax.plot(panel.positions, means, color=BLUE, lw=0.8, alpha=0.5, zorder=2)
-        room = (max(panel.positions) / min(panel.positions)) ** 0.09
-        ax.set_xlim(min(panel.positions) / room, max(panel.positions) * room**1.6)
+        edge = (max(panel.positions) / min(panel.positions)) ** 0.09
+        ax.set_xlim(min(panel.positions) / edge, max(panel.positions) * edge**1.6)
     else:
         ax.set_xlim(-0.5, len(panel.values) - 0.25)
-    labels = [str(value) for value in panel.values]
-    tilt = 30 if sum(map(len, labels)) > 36 else 0
-    ax.set_xticks(panel.positions, labels, rotation=tilt, ha="right" if tilt else "center")
+    tilt = 30 if panel.length > room else 0
+    ax.set_xticks(panel.positions, panel.names, rotation=tilt, ha="right" if tilt else "center")
     ax.set_xticks([], minor=True)
     ax.set_xlabel(panel.axis)
     ax.set_ylabel(panel.title)
@@ -232,6 +254,8 @@ def curves_figure(curves: Curves) -> Figure:
             ax.set_xlabel("epoch")
         handles, labels = axes[0].get_legend_handles_labels()
         columns = max(1, int(across * 38 / (max(map(len, labels)) + 8)))  # about 38 characters of 7 pt fill a panel
+        more = max(0, math.ceil(len(labels) / columns) - 2)
+        figure.set_figheight(figure.get_figheight() + 0.16 * more)  # a long key takes no room from the panels
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns), frameon=False)
     return figure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from smog.errors import UsageError
 from smog.store import read_json, result_path
 
 Record = dict[str, Any]
+Results = dict[tuple[str, str], dict[str, Any]]  # (run, task) -> what the task wrote
 FIELDS = ("grid", "id", "title", "command", "mode", "axes", "baseline", "seeds", "metric", "tasks", "cells", "context")
 TASKS = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tuned", "semi": "semi-supervised"}
 METRICS = {"top1": "top-1 (%)", "top5": "top-5 (%)"}
+MODES = ("one_factor", "factorial", "zip")
 MISSING = "--"
 MINUS = "\u2212"
 
@@ -44,12 +47,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A cell of the grid: what it is, its drawn cells, its measures, its comparison to the baseline."""
+    """A cell of the grid: what it is, its drawn cells, its measures, its comparison to the baseline.
+
+    ``point`` is its value on every axis; ``axis`` and ``value`` are the one axis along which it differs from the
+    baseline, where there is such a one.
+    """
 
     label: str
     kind: Literal["reference", "baseline", "cell"]
     axis: str | None
     value: Any
+    point: dict[str, Any]
     cells: tuple[Cell, ...]
     measures: tuple[Measure, ...]
     comparison: Paired | None = None
@@ -79,18 +87,19 @@ class Table:
         return tuple(f"{row.label}, {column.title}: {note}" for row, column, cell in places for note in cell.notes)
 
 
-def grid_table(store: str | Path, record: Record) -> Table:
-    """Compute a grid's table from its record and the results in the store."""
+def grid_table(store: str | Path, record: Record, results: Results | None = None) -> Table:
+    """Compute a grid's table from its record and the results in the store, where they are not read already."""
     check_record(record)
+    results = read_results(Path(store), record) if results is None else results
     wanted = headlines(record)
     cells = in_order(record)
-    measures = [tuple(measure(Path(store), record, cell, *pair) for pair in wanted) for cell in cells]
+    measures = [tuple(measure(results, record, cell, *pair) for pair in wanted) for cell in cells]
     headline = [".".join(pair) for pair in wanted].index(record["metric"])
-    rows = [_bare_row(cell, found) for cell, found in zip(cells, measures, strict=True)]
+    rows = [_bare_row(record, cell, found) for cell, found in zip(cells, measures, strict=True)]
     rows = _compared(rows, headline)
     columns = (*_label_columns(record), *_number_columns(rows, wanted, headline))
     best = [_best(rows, place) for place in range(len(wanted))]
-    rows = [dataclasses.replace(row, cells=_drawn(row, columns, headline, best)) for row in rows]
+    rows = [dataclasses.replace(row, cells=_drawn(record, row, columns, headline, best)) for row in rows]
     planned = sum(len(one.runs) for row in rows for one in row.measures)
     missing = sum(one.missing for row in rows for one in row.measures)
     caption = _caption(record, rows, columns, missing, planned)
@@ -104,6 +113,8 @@ def check_record(record: Record) -> None:
     lacks = [field for field in FIELDS if field not in record]
     if lacks:
         raise UsageError(f"the record of grid {record.get('grid')!r} lacks {', '.join(lacks)}; run the grid again")
+    if record["mode"] not in MODES:
+        raise UsageError(f"grid {record['grid']!r} has the mode {record['mode']!r}; known: {', '.join(MODES)}")
     if record.get("family", "holm") != "holm":
         raise UsageError(f"grid {record['grid']!r} declares the family {record['family']!r}; known: holm")
     if record["metric"].partition(".")[0] not in record["tasks"]:
@@ -116,38 +127,82 @@ def headlines(record: Record) -> list[tuple[str, str]]:
     return [(task, own[1] if task == own[0] else "top1") for task in record["tasks"] if task in TASKS or task == own[0]]
 
 
-def in_order(record: Record) -> list[Record]:
-    """Return the grid's cells: the reference rows first, then the cells in the order of the axes and their values."""
-    axes = list(record["axes"])
+def read_results(store: Path, record: Record) -> Results:
+    """Read each result of the grid that the store has, once."""
+    runs = dict.fromkeys(run for cell in record["cells"] for run in cell["runs"].values())
+    paths = {
+        (run, task): result_path(store / run, task, protocol)
+        for run in runs
+        for task, protocol in record["tasks"].items()
+    }
+    return {key: read_json(path) for key, path in paths.items() if path.is_file()}
 
-    def place(cell: Record) -> tuple[Any, ...]:
+
+def in_order(record: Record) -> list[Record]:
+    """Return the grid's cells: the reference rows first, then the cells in the order of the axes and their values.
+
+    Cells that the grid includes beside its axes come last, in the order of the record.
+    """
+    places = _places(record)
+
+    def place(cell: Record) -> tuple[int, Any]:
         if cell["reference"]:
-            return (0, cell["label"])
-        if cell["axis"] not in axes:
-            return (1, -1, -1)
-        values = list(record["axes"][cell["axis"]])
-        return (1, axes.index(cell["axis"]), values.index(cell["value"]) if cell["value"] in values else len(values))
+            return 0, cell["label"]
+        if cell["baseline"] and record["mode"] == "one_factor" and cell["axis"] is None:
+            return 1, -1
+        number = places.get(_key(record, cell))
+        return (2, 0) if number is None else (1, number)
 
     return sorted(record["cells"], key=place)
 
 
-def measure(store: Path, record: Record, cell: Record, task: str, metric: str) -> Measure:
-    """Read one metric of one cell. A run that serves several seeds (raw pixels) counts once."""
+def _places(record: Record) -> dict[tuple[str, ...], int]:
+    """Return what tells each point of the grid, in order. A value is told by its text: 1 and true are two values."""
+    axes = record["axes"]
+    if record["mode"] == "one_factor":
+        points: Iterator[tuple[Any, ...]] = ((axis, value) for axis, values in axes.items() for value in values)
+    else:
+        crossed = record["mode"] == "factorial"
+        points = itertools.product(*axes.values()) if crossed else zip(*axes.values(), strict=False)
+    return {tuple(map(str, point)): number for number, point in enumerate(points)}
+
+
+def _key(record: Record, cell: Record) -> tuple[str, ...]:
+    if record["mode"] == "one_factor":
+        return str(cell["axis"]), str(cell["value"])
+    point = cell["point"]
+    return tuple(str(point[axis]) for axis in record["axes"]) if point.keys() == record["axes"].keys() else ()
+
+
+def point_of(record: Record, cell: Record) -> dict[str, Any]:
+    """Return a cell's value on each axis; records that do not say it are old, and of one-factor grids."""
+    if "point" in cell or cell["reference"]:
+        return dict(cell.get("point", {}))
+    return record["baseline"] | ({} if cell["axis"] is None else {cell["axis"]: cell["value"]})
+
+
+def runs_of(cell: Record) -> dict[int, str]:
+    """Return a cell's runs by seed. A run that serves several seeds (raw pixels) counts once."""
     runs: dict[int, str] = {}
     for seed in sorted(cell["runs"], key=int):
         if cell["runs"][seed] not in runs.values():
             runs[int(seed)] = cell["runs"][seed]
-    protocol = record["tasks"][task]
-    paths = {seed: result_path(store / run, task, protocol) for seed, run in runs.items()}
-    found = {seed: read_json(path) for seed, path in paths.items() if path.is_file()}
+    return runs
+
+
+def measure(results: Results, record: Record, cell: Record, task: str, metric: str) -> Measure:
+    """Return one metric of one cell."""
+    runs = runs_of(cell)
+    found = {seed: results[run, task] for seed, run in runs.items() if (run, task) in results}
     values = {seed: result["metrics"][metric] for seed, result in found.items() if metric in result["metrics"]}
     images = min((result["inputs"]["val"] for result in found.values()), default=None)
-    return Measure(task, protocol, metric, runs, values, images)
+    return Measure(task, record["tasks"][task], metric, runs, values, images)
 
 
-def _bare_row(cell: Record, measures: tuple[Measure, ...]) -> Row:
-    kind: Literal["reference", "baseline", "cell"] = "baseline" if cell["baseline"] else "cell"
-    return Row(cell["label"], "reference" if cell["reference"] else kind, cell["axis"], cell["value"], (), measures)
+def _bare_row(record: Record, cell: Record, measures: tuple[Measure, ...]) -> Row:
+    kind: Literal["reference", "baseline", "cell"]
+    kind = "reference" if cell["reference"] else "baseline" if cell["baseline"] else "cell"
+    return Row(cell["label"], kind, cell["axis"], cell["value"], point_of(record, cell), (), measures)
 
 
 def _compared(rows: list[Row], headline: int) -> list[Row]:
@@ -172,7 +227,15 @@ def _best(rows: list[Row], place: int) -> dict[int, float] | None:
     return best.values if best and best.summary.n > 1 else None
 
 
+def _is_plane(record: Record) -> bool:
+    """Tell whether a grid crosses two axes, so that each gets a column."""
+    return record["mode"] == "factorial" and len(record["axes"]) == 2
+
+
 def _label_columns(record: Record) -> list[Column]:
+    if _is_plane(record):
+        first, second = record["axes"]
+        return [Column("axis", first, text=True), Column("cell", second, text=True)]
     axes = {cell["axis"] for cell in record["cells"]} - {None}
     if len(axes) > 1:
         return [Column("axis", "axis", text=True), Column("cell", "value", text=True)]
@@ -194,12 +257,20 @@ def column_title(task: str, metric: str) -> str:
     return f"{TASKS.get(task, task)} {METRICS.get(metric, metric)}"
 
 
+def _labels(record: Record, row: Row, several: bool) -> list[str]:
+    """Return what stands in the label columns; what is not on the axes keeps its own label, in the last one."""
+    axes = record["axes"]
+    if _is_plane(record) and row.point.keys() == axes.keys():
+        return [str(row.point[axis]) for axis in axes]
+    return [row.axis or "", row.label] if several else [row.label]
+
+
 def _drawn(
-    row: Row, columns: tuple[Column, ...], headline: int, best: list[dict[int, float] | None]
+    record: Record, row: Row, columns: tuple[Column, ...], headline: int, best: list[dict[int, float] | None]
 ) -> tuple[Cell, ...]:
+    texts = _labels(record, row, columns[0].key == "axis")
     suffix = " (baseline)" if row.kind == "baseline" and row.label != "baseline" else ""
-    labels = [Cell(row.axis or "")] if columns[0].key == "axis" else []
-    labels.append(Cell(row.label + suffix))
+    labels = [Cell(text) for text in (*texts[:-1], texts[-1] + suffix)]
     shown = columns[len(labels) : len(labels) + len(best)]
     numbers = [
         _measure_cell(one, column.decimals, row.kind != "reference" and top is not None and indistinct(one.values, top))

@@ -1,6 +1,7 @@
 """A store with real files and made results, for the tests of the reports. The numbers mean nothing."""
 
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -52,6 +53,7 @@ def cell(store: Path, label: str, value: Any, values: dict[str, list[float | Non
             if (number := top1[seed]) is not None:
                 write_result(store, runs[str(seed)], seed, task, number)
     own = {"label": label, "axis": AXIS, "value": value, "baseline": False, "reference": False, "group_id": "0" * 12}
+    own["point"] = {} if more.get("reference") else {AXIS: value}
     return {**own, "runs": runs, **more}
 
 
@@ -79,5 +81,24 @@ def made_grid(store: Path, **more: Any) -> dict[str, Any]:
         cell(store, "1000", 1000, {"knn": [45.1, 46.9, 45.0], "linear": [52.4, 52.6, 53.0]}),
     ]
     made = record(cells) | more
+    write_grid(store, made)
+    return made
+
+
+def named_cell(store: Path, point: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Write a cell that lies on no single axis: its label says its whole point."""
+    label = ", ".join(f"{axis.rpartition('.')[2]} {value}" for axis, value in point.items())
+    noise = random.Random(label)
+    values: list[float | None] = [round(50 + noise.gauss(0, 1), 2) for _ in range(3)]
+    return cell(store, label, None, {"knn": values}, axis=None, point=point, **more)
+
+
+def crossed_grid(store: Path, axes: dict[str, Any], mode: str = "factorial", **more: Any) -> dict[str, Any]:
+    """Write a factorial or zip grid whose first point is the baseline, and return its record."""
+    rows = itertools.product(*axes.values()) if mode == "factorial" else zip(*axes.values(), strict=True)
+    points = [dict(zip(axes, row, strict=True)) for row in rows]
+    cells = [named_cell(store, point, baseline=point is points[0]) for point in points]
+    made = record([*cells, *more.pop("included", [])], mode=mode, axes=axes, baseline=points[0], **more)
+    made["tasks"] = {"knn": TASKS["knn"]}
     write_grid(store, made)
     return made

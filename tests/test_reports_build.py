@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_store import AXIS, TASKS, cell, made_grid, record, run_id
+from made_store import AXIS, TASKS, cell, crossed_grid, made_grid, named_cell, record, run_id
 
 from reports.build import chosen, duration, main, parse
 from reports.plots import curves_figure, metric_figure, read_curves
@@ -196,6 +196,34 @@ def test_only_wide_numbers_stand_on_a_log_axis(tmp_path, values, scale):
     (panel,) = metric_figure(grid_table(tmp_path, made), made).axes
     assert panel.get_xscale() == scale
     assert [label.get_text() for label in panel.get_xticklabels()] == [str(value) for value in values]
+
+
+def ticks(panel):
+    return [label.get_text() for label in panel.get_xticklabels()]
+
+
+def test_cells_of_several_axes_stand_by_their_labels(tmp_path):
+    made = crossed_grid(tmp_path, {"method.a": [1, 2], "b": ["x", "y"]})
+    (panel,) = metric_figure(grid_table(tmp_path, made), made).axes
+    assert ticks(panel) == ["a 1,\nb x", "a 1,\nb y", "a 2,\nb x", "a 2,\nb y"]
+    assert panel.get_xlabel() == "cell"
+
+
+def test_cells_beside_an_axis_get_a_panel_of_their_own_with_the_baseline(tmp_path):
+    made = made_grid(tmp_path)
+    made["cells"].append(named_cell(tmp_path, {AXIS: 30, "optim.lr": 2}))
+    axis, beside, *_ = metric_figure(grid_table(tmp_path, made), made).axes
+    assert ticks(axis) == ["30", "100", "300", "1000"]
+    assert ticks(beside) == ["num_groups 300", "num_groups 30,\nlr 2"]
+
+
+def test_a_crossed_grid_of_many_cells_is_drawn_whole(tmp_path):
+    axes = {"method.number": [1, 2, 3], "temperature": [1, 2, 3], "optim.lr": [1, 2]}
+    made = crossed_grid(tmp_path / "store", axes)
+    assert build(tmp_path / "store", tmp_path / "out") == 0  # with warnings as errors: the panels keep their room
+    assert len(read_curves(tmp_path / "store", made)) == 18
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("number 3, temperature 3, lr 2") >= 2
 
 
 def test_curves_average_the_seeds_at_common_epochs(tmp_path):

@@ -1,7 +1,7 @@
 """Grids of many axes are drawn as paired differences, one line a cell."""
 
 import pytest
-from made_store import TASKS, cell, record
+from made_store import TASKS, cell, crossed_grid, record
 
 from reports.forest import forest_figure, suits
 from reports.tables import grid_table
@@ -26,6 +26,18 @@ def test_few_axes_keep_their_panels(made):
     assert suits(grid)
     assert not suits({**grid, "axes": dict(list(AXES.items())[:4])})
     assert not suits({**grid, "cells": [one for one in grid["cells"] if not one["baseline"]]})
+
+
+def test_many_named_cells_have_a_line_each_with_room_for_their_names(tmp_path):
+    few = crossed_grid(tmp_path / "few", {"method.a": [1, 2], "b": [1, 2, 3]})
+    many = crossed_grid(tmp_path / "many", {"method.a_long_name": [1, 2], "another_long_name": [1, 2, 3, 4]})
+    assert [suits(few), suits(many)] == [False, True]
+    figure = forest_figure(grid_table(tmp_path / "many", many))
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names[0] == "a_long_name 1, another_long_name 2"
+    assert len(names) == 7
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().width * figure.get_figwidth() > 2
 
 
 def test_every_cell_and_reference_has_its_line_at_its_paired_difference(made):

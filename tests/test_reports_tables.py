@@ -7,11 +7,11 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
-from made_store import TASKS, cell, made_grid, record, run_id
+from made_store import AXIS, TASKS, cell, crossed_grid, made_grid, named_cell, record, run_id
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from reports.tables import grid_table
+from reports.tables import grid_table, point_of
 from reports.writers import to_csv, to_html, to_json, to_latex, to_markdown
 from smog.errors import UsageError
 from smog.store import result_path
@@ -138,6 +138,68 @@ def test_several_axes_tell_each_cell(tmp_path):
     ]  # fmt: skip
 
 
+def labels(table):
+    count = sum(column.text for column in table.columns)
+    return [tuple(one.text for one in row.cells[:count]) for row in table.rows]
+
+
+def in_any_order(store, made):
+    """Return the table of a grid; its own cells may stand in the record in any order."""
+    table = grid_table(store, made)
+    assert grid_table(store, made | {"cells": made["cells"][::-1]}) == table
+    return table
+
+
+def test_two_crossed_axes_get_a_column_each_and_included_cells_their_label(tmp_path):
+    beside = named_cell(tmp_path, {"method.a": 9, "optim.b": "x", "optim.c": 0})
+    axes = {"method.a": [9, 1], "optim.b": ["y", "x"]}
+    table = in_any_order(tmp_path, crossed_grid(tmp_path, axes, included=[beside]))
+    assert [column.title for column in table.columns[:2]] == ["method.a", "optim.b"]
+    assert labels(table) == [
+        ("9", "y (baseline)"), ("9", "x"), ("1", "y"), ("1", "x"), ("", "a 9, b x, c 0"),
+    ]  # fmt: skip
+    assert to_html(table).count('<th scope="row">') == 5
+    assert [row.comparison is None for row in table.rows] == [True] + [False] * 4
+
+
+def test_more_crossed_axes_share_a_column(tmp_path):
+    axes = {"a": [1, 2], "b": [3], "c": [False, True]}
+    table = in_any_order(tmp_path, crossed_grid(tmp_path, axes))
+    assert table.columns[0].title == "cell"
+    assert labels(table)[1:] == [("a 1, b 3, c True",), ("a 2, b 3, c False",), ("a 2, b 3, c True",)]
+
+
+def test_zipped_axes_stand_in_their_own_order(tmp_path):
+    table = in_any_order(tmp_path, crossed_grid(tmp_path, {"a": [3, 1, 3], "b": [1, 2, 2]}, "zip"))
+    assert labels(table) == [("a 3, b 1 (baseline)",), ("a 1, b 2",), ("a 3, b 2",)]
+
+
+def test_cells_beside_one_axis_stand_last_in_the_order_of_the_record(tmp_path):
+    made = made_grid(tmp_path)
+    beside = [named_cell(tmp_path, {AXIS: 30, "optim.lr": lr}) for lr in (2, 1)]
+    table = grid_table(tmp_path, made | {"cells": [*beside, *made["cells"]]})
+    assert [label for (label,) in labels(table)][5:] == ["1000", "num_groups 30, lr 2", "num_groups 30, lr 1"]
+    assert table.columns[0].title == AXIS
+
+
+def test_an_axis_of_named_changes_is_told_by_its_names(tmp_path):
+    axes = {"crops": {"two": {"views.size": 32}, "many": {"views.size": 20, "views.small": 4}}}
+    values = {"knn": [50.0, 51.5]}
+    cells = [cell(tmp_path, name, name, values, axis="crops", baseline=name == "many") for name in ("many", "two")]
+    table = in_any_order(tmp_path, record(cells, axes=axes, baseline={"crops": "many"}, tasks={"knn": TASKS["knn"]}))
+    assert labels(table) == [("two",), ("many (baseline)",)]
+    assert table.columns[0].title == "crops"
+
+
+def test_a_record_from_before_there_were_points_reads_the_same(tmp_path):
+    made = made_grid(tmp_path)
+    old = [{name: value for name, value in one.items() if name != "point"} for one in made["cells"]]
+    assert grid_table(tmp_path, made | {"cells": old}) == grid_table(tmp_path, made)
+    several = made | {"baseline": {"a": 1, "b": 2}}
+    assert point_of(several, old[2] | {"axis": "b", "value": 5}) == {"a": 1, "b": 5}
+    assert point_of(several, old[2] | {"axis": None, "baseline": True}) == {"a": 1, "b": 2}
+
+
 def test_the_caption_says_how(tmp_path):
     caption = grid_table(tmp_path, made_grid(tmp_path)).caption
     for words in ("Mean ± standard deviation", "n = 3 seeds (0, 1, 2)", "paired 95 % t interval", "Holm",
@@ -151,7 +213,7 @@ def test_json_is_one_document_with_the_runs(tmp_path):
     assert document["rows"][2]["measures"][0]["runs"] == next(o["runs"] for o in made["cells"] if o["label"] == "30")
 
 
-@pytest.mark.parametrize("change", [{"metric": "coco.ap"}, {"family": "bonferroni"}, {"cells": None}])
+@pytest.mark.parametrize("change", [{"mode": "zap"}, {"metric": "coco.ap"}, {"family": "bonferroni"}, {"cells": None}])
 def test_a_record_that_cannot_be_read_is_one_line(tmp_path, change):
     made = {name: value for name, value in (made_grid(tmp_path) | change).items() if value is not None}
     with pytest.raises(UsageError, match="num_groups"):
