@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -13,13 +14,21 @@ from typing import Any
 
 import psutil
 
+COMMIT = "commit.json"  # beside the package in a frozen copy of the code, in place of .git
 _PACKAGES = ("smog-suite", "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "hydra-core")
 
 
 @functools.cache
 def provenance() -> dict[str, Any]:
     """Return the commit of the code, whether it was changed since, and the versions of what it stands on."""
-    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain", "-uno")), **_versions()}
+    return {**_commit(), **_versions()}
+
+
+def _commit() -> dict[str, Any]:
+    kept = Path(__file__).resolve().parents[1] / COMMIT
+    if kept.is_file():  # the code is a copy, frozen when a launch was submitted
+        return json.loads(kept.read_text())
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain", "-uno"))}
 
 
 def _versions() -> dict[str, Any]:

@@ -37,7 +37,7 @@ _NEAR = 15  # seconds: Slurm counts its limits a little differently at every pla
 
 def kind_of(error: BaseException) -> str:
     """Return the kind of a failure, a key of KINDS. Torch's errors are told by name and text: it is not imported."""
-    if isinstance(error, StoppedError):
+    if isinstance(error, SystemExit):  # StoppedError, or a scheduler's handler of the signal
         return _stop_kind()
     if isinstance(error, RunError):
         return error.kind

@@ -13,6 +13,7 @@ from smog.config import CONF, build, compose_raw, key_names
 from smog.errors import UsageError, nearest
 from smog.identity import digest
 from smog.limits import finite
+from smog.signals import StopSignals
 from smog.tasks.protocols import TASKS
 
 
@@ -40,7 +41,7 @@ def schema_of(task: str) -> Any:
 def evaluate(folder: Path, task: str, chosen: Any) -> Path:
     """Compute a task of a finished run, unless its result is there already, and return the result's path.
 
-    Raises BusyError while another process computes it.
+    Raises BusyError while another process computes it, StoppedError after a signal to stop.
     """
     from smog.store import result_path
 
@@ -49,7 +50,7 @@ def evaluate(folder: Path, task: str, chosen: Any) -> Path:
     if not path.exists():
         from smog.tasks.result import compute
 
-        with attempt(folder, f"{task}@{code}"):
+        with StopSignals(), attempt(folder, f"{task}@{code}"):
             if not path.exists():  # or another process was faster
                 compute(folder, task, chosen, importlib.import_module(f"smog.tasks.{task}"), path)
     return path
