@@ -134,6 +134,11 @@ def to_html(table: Table) -> str:
     return template.render(table=table)
 
 
+def to_dict(table: Table) -> dict[str, Any]:
+    """Return the whole model as plain data."""
+    return dataclasses.asdict(table) | {"notes": table.notes}
+
+
 def to_json(table: Table) -> str:
     """Write the whole model as one JSON document."""
-    return json.dumps(dataclasses.asdict(table) | {"notes": table.notes}, indent=1, allow_nan=False)
+    return json.dumps(to_dict(table), indent=1, allow_nan=False)
