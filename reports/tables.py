@@ -171,7 +171,13 @@ def _key(record: Record, cell: Record) -> tuple[str, ...]:
     if record["mode"] == "one_factor":
         return str(cell["axis"]), str(cell["value"])
     point = cell["point"]
-    return tuple(str(point[axis]) for axis in record["axes"]) if point.keys() == record["axes"].keys() else ()
+    on_grid = _on_grid(record, point, cell["baseline"])
+    return tuple(str(point[axis]) for axis in record["axes"]) if on_grid else ()
+
+
+def _on_grid(record: Record, point: dict[str, Any], baseline: bool) -> bool:
+    """Tell whether a cell is a point of crossed or zipped axes; an included one has the baseline's place or more keys."""
+    return point.keys() == record["axes"].keys() and (baseline or point != record["baseline"])
 
 
 def point_of(record: Record, cell: Record) -> dict[str, Any]:
@@ -259,9 +265,8 @@ def column_title(task: str, metric: str) -> str:
 
 def _labels(record: Record, row: Row, several: bool) -> list[str]:
     """Return what stands in the label columns; what is not on the axes keeps its own label, in the last one."""
-    axes = record["axes"]
-    if _is_plane(record) and row.point.keys() == axes.keys():
-        return [str(row.point[axis]) for axis in axes]
+    if _is_plane(record) and _on_grid(record, row.point, row.kind == "baseline"):
+        return [str(row.point[axis]) for axis in record["axes"]]
     return [row.axis or "", row.label] if several else [row.label]
 
 

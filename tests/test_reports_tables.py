@@ -151,15 +151,18 @@ def in_any_order(store, made):
 
 
 def test_two_crossed_axes_get_a_column_each_and_included_cells_their_label(tmp_path):
-    beside = named_cell(tmp_path, {"method.a": 9, "optim.b": "x", "optim.c": 0})
+    at_baseline = {**named_cell(tmp_path, {"optim.c": 1}), "label": "no c", "point": {"method.a": 9, "optim.b": "y"}}
+    beside = [named_cell(tmp_path, {"method.a": 9, "optim.b": "x", "optim.c": 0}), at_baseline]
     axes = {"method.a": [9, 1], "optim.b": ["y", "x"]}
-    table = in_any_order(tmp_path, crossed_grid(tmp_path, axes, included=[beside]))
+    made = crossed_grid(tmp_path, axes, included=beside)
+    table = grid_table(tmp_path, made)
+    assert table.rows[:4] == grid_table(tmp_path, made | {"cells": made["cells"][::-1]}).rows[:4]
     assert [column.title for column in table.columns[:2]] == ["method.a", "optim.b"]
     assert labels(table) == [
-        ("9", "y (baseline)"), ("9", "x"), ("1", "y"), ("1", "x"), ("", "a 9, b x, c 0"),
+        ("9", "y (baseline)"), ("9", "x"), ("1", "y"), ("1", "x"), ("", "a 9, b x, c 0"), ("", "no c"),
     ]  # fmt: skip
-    assert to_html(table).count('<th scope="row">') == 5
-    assert [row.comparison is None for row in table.rows] == [True] + [False] * 4
+    assert to_html(table).count('<th scope="row">') == 6
+    assert [row.comparison is None for row in table.rows] == [True] + [False] * 5
 
 
 def test_more_crossed_axes_share_a_column(tmp_path):
