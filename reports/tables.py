@@ -176,7 +176,7 @@ def _key(record: Record, cell: Record) -> tuple[str, ...]:
 
 
 def _on_grid(record: Record, point: dict[str, Any], baseline: bool) -> bool:
-    """Tell whether a cell is a point of crossed or zipped axes; an included one has the baseline's place or more keys."""
+    """Tell whether a cell lies on crossed or zipped axes. Included ones have the baseline's place, or more keys."""
     return point.keys() == record["axes"].keys() and (baseline or point != record["baseline"])
 
 
