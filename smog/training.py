@@ -1,12 +1,13 @@
-"""One run: a linear loop from the first step to the last, that can be killed anywhere and started again."""
+"""Runs: from the first step to the last, that can be killed anywhere and started again, alone or several together."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,26 @@ from smog import checkpoint
 from smog.attempts import attempt
 from smog.config import dump
 from smog.data.images import open_images
-from smog.data.sampler import Batch, Batches, check_batch, check_processes, loader
+from smog.data.sampler import Batch, Batches, check_batch, check_processes
 from smog.data.sources import open_source, with_fingerprint
 from smog.data.views import normalize
 from smog.distributed import agreed, gathered, rank, rank_0_first, sum_over_ranks, world_size
 from smog.environment import machine, now, peak_memory, provenance
-from smog.errors import AGAIN, BusyError, RunError, StoppedError, UsageError
+from smog.errors import BusyError, RunError, UsageError
 from smog.gradients import over_ranks
 from smog.identity import group_id, run_id
 from smog.loggers import check_loggers
 from smog.methods.smog import Smog
 from smog.models import fast_bf16
 from smog.optim import Clock, build_optimizer, schedule
-from smog.processes import joined, own_device
+from smog.packing import pack_key
+from smog.processes import joined, own_device, place
 from smog.progress import say
 from smog.records import Records, open_records
 from smog.schema import Config
 from smog.signals import StopSignals
 from smog.store import write_atomically, write_json
+from smog.turns import Course, Lines, Pack
 
 DONE = "done"
 LEAST_SCALE = 1.0  # of fp16's loss, which starts at 65,536 and halves with every step whose gradients are not finite
@@ -51,13 +54,43 @@ def train(config: Config) -> Path:
     with StopSignals() as stop, joined(choose_device(config.runtime.device).type):
         with rank_0_first():  # data may have to be fetched
             config = with_fingerprint(config)
-        folder = Path(config.runtime.store) / run_id(config)
-        if not any(agreed((folder / DONE).exists())):
-            check(config)
-            with _held(folder):
-                if not any(agreed((folder / DONE).exists())):  # or another process was faster
-                    Run(config, folder).finish(stop)
-    return folder
+        [outcome] = _trained([config], stop)
+        if isinstance(outcome, Exception):
+            raise outcome
+    return outcome
+
+
+def train_together(configs: Sequence[Config]) -> list[Path | Exception]:
+    """Train runs of one ``pack_key`` in this process; each image is read, and its views are made, once for all.
+
+    Returns for each run what ``train`` does: its folder, or what it raises; a run that fails or is busy does not stop
+    the others. A signal to stop saves them all and raises one StoppedError. Raises UsageError for runs that can't
+    share their images, and in one of several processes.
+    """
+    if place() or world_size() > 1:
+        raise UsageError("runs are trained together in one process; several train one run at a time")
+    with StopSignals() as stop, contextlib.redirect_stderr(Lines(sys.stderr)):
+        configs = [with_fingerprint(config) for config in configs]
+        if len({pack_key(config) for config in configs}) > 1:
+            raise UsageError("runs that differ in seed, data, views, batch, device or threads can't share their images")
+        return _trained(configs, stop)
+
+
+def _trained(configs: Sequence[Config], stop: StopSignals) -> list[Path | Exception]:
+    pack = Pack(stop)
+    folders = [Path(config.runtime.store) / run_id(config) for config in configs]
+    errors = pack.train([_course(*one, pack) for one in zip(configs, folders, strict=True)])
+    return [error or folder for error, folder in zip(errors, folders, strict=True)]
+
+
+def _course(config: Config, folder: Path, pack: Pack) -> Course:
+    """Train a run unless it is finished, waiting for the others of its pack at every yield."""
+    if any(agreed((folder / DONE).exists())):
+        return
+    check(config)
+    with _held(folder):
+        if not any(agreed((folder / DONE).exists())):  # or another process was faster
+            yield from Run(config, folder, pack.batches).course(pack)
 
 
 def check(config: Config) -> None:
@@ -82,19 +115,25 @@ def _held(folder: Path) -> Iterator[None]:
         yield
 
 
-class Run:
-    """The parts of a run that is being trained."""
+def _own_batches(config: Config) -> Batches:
+    with rank_0_first():  # the decoded images are kept in a file
+        return Batches(config, open_images(config, "train"))
 
-    def __init__(self, config: Config, folder: Path) -> None:
-        self.config, self.folder = config, folder
+
+class Run:
+    """The parts of a run that is being trained; ``batches`` are those of its pack where another run has opened them."""
+
+    def __init__(self, config: Config, folder: Path, batches: Batches | None = None) -> None:
+        self.config, self.folder, self.packed = config, folder, 1
         self.device = own_device(choose_device(config.runtime.device))
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)  # the random numbers that are kept are those of the current device
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
         make_deterministic(self.device)
         torch.manual_seed(config.seed)
         self.method = Smog(config)
-        with rank_0_first():  # the decoded images are kept in a file
-            self.batches = Batches(config, open_images(config, "train"))
+        self.batches = _own_batches(config) if batches is None else batches
         self.steps = round(config.optim.epochs * self.batches.per_epoch)
         self.method.to(self.device).to(memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.method, config.optim)
@@ -108,36 +147,39 @@ class Run:
             checkpoint.own_stream(config.seed, 0)  # for dropout; the weights were drawn alike
         self.known_bad: set[str] = set()
 
-    def finish(self, stop: StopSignals) -> None:
-        """Go on from the last checkpoint, or from the start, to the end or to where a signal stops it."""
+    def course(self, pack: Pack) -> Course:
+        """Go on from the last checkpoint, or from the start, to the end; wait for the others of the pack at a yield."""
+        yield self
+        self.packed = pack.size
         if any(agreed(checkpoint.exists(self.folder))):
             self._resume()
         elif not rank():
             write_atomically(self.folder / "config.yaml", lambda file: file.write(dump(self.config).encode()))
             write_json(self.folder / "env.json", self._environment())
-        stop.patient = True
+        yield self
         with open_records(self.folder, self.config, self.step, self.steps) as records:
-            self._loop(records, stop)
+            yield from self._loop(records, pack)
         if not rank():
             self._close()
 
     def _close(self) -> None:
         cost = {"seconds": round(self.seconds, 3), "device": device_name(self.device), "peak_memory": peak_memory()}
-        write_json(self.folder / DONE, {"steps": self.steps, **cost, "finished": now()})
+        write_json(self.folder / DONE, {"steps": self.steps, **cost, "packed": self.packed, "finished": now()})
         checkpoint.forget_previous(self.folder)
 
-    def _loop(self, records: Records, stop: StopSignals) -> None:
-        started, saved = time.monotonic() - self.seconds, time.monotonic()
+    def _loop(self, records: Records, pack: Pack) -> Course:
+        saved = time.monotonic()
         last_finite = torch.full((), self.step - 1, device=self.device)
-        batches = loader(self.batches, self.step, self.steps, self.config.runtime.workers)
-        for step in range(self.step, self.steps):
-            self.step = step
-            loss, details = self._one_step(next(batches))
+        while self.step < self.steps:
+            yield self
+            loss, details = self._one_step(pack.batch)
             last_finite = torch.where(torch.isfinite(loss), self.step, last_finite)
-            self.seconds = time.monotonic() - started
+            if self.packed > 1 and self.device.type == "cuda":
+                torch.cuda.synchronize()  # or its work would be done in, and count as, the time of the next run
+            yield self
             last = self.step + 1 == self.steps
             due = last or time.monotonic() - saved > self.config.runtime.checkpoint_every
-            signal, save = agreed(stop.number, due or stop.number)
+            pack.signal, save = agreed(pack.signal, due or pack.signal)
             show = last or self.step % self.config.runtime.log_every == 0
             if save or show:
                 row = self._row(loss, details)
@@ -148,10 +190,7 @@ class Run:
                 records.sync()
                 self._save(self.step + 1)
                 saved = time.monotonic()
-            if signal and not last:
-                raise StoppedError(
-                    signal, f"run {run_id(self.config)}: stopped at step {step + 1} of {self.steps}; {AGAIN}"
-                )
+            self.step += 1
         if not self.steps:
             self._save(0)
 
@@ -255,6 +294,7 @@ class Run:
             "precision": self.precision,
             "threads": torch.get_num_threads(),
             "processes": world_size(),
+            "packed": self.packed,
             "machine": machine(),
             **provenance(),
         }
