@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from torch.nn import functional as F
 
@@ -78,6 +79,60 @@ def passes(run: Any, views: torch.Tensor) -> None:
             method.momentum_branch(other)
     q.float().square().mean().backward()
     run.optimizer.zero_grad()
+
+
+CELLS = 4  # runs of a pack, which differ in their temperature
+TURN = 3  # steps that a run takes in a row when it is alone, so that its network is as warm in the caches as then
+
+
+def bench_pack() -> Iterator[dict[str, Any]]:
+    """A step of one of four runs of the demo on shared batches, against the same four one after the other: on its kept
+    32 px images, and on 256 px JPEGs that are decoded at every look."""
+    with tempfile.TemporaryDirectory() as folder:
+        _jpegs(Path(folder))
+        jpeg = ["data=imagefolder", f"data.root={folder}", "data.train_images=0", "data.val_images=0"]
+        for name, more in (("pack", []), ("pack_jpeg", [*jpeg, "views.size=32", "runtime.keep_images=0"])):
+            yield row(name, *_pack(["recipe=demo", "optim.epochs=1000", *more]), "the same one after the other", "s")
+
+
+def _pack(overrides: list[str]) -> tuple[float, float, float]:
+    from smog.training import Run
+
+    with tempfile.TemporaryDirectory() as folder:
+        cells = [f"method.temperature={0.1 * cell:.1f}" for cell in range(1, CELLS + 1)]
+        configs = [with_fingerprint(compose([*overrides, cell, f"runtime.store={folder}"])) for cell in cells]
+        runs = [Run(config, Path(folder) / "run") for config in configs]
+        shared, *own = (loader(run.batches, 0, run.steps, workers=0) for run in (runs[0], *runs))
+
+        def step(run: Any, batch: Any) -> None:
+            run._one_step(batch)
+            run.step += 1
+
+        def together() -> None:
+            for _ in range(TURN):
+                batch = next(shared)
+                for run in runs:
+                    step(run, batch)
+
+        def in_turn() -> None:
+            for run, batches in zip(runs, own, strict=True):
+                for _ in range(TURN):
+                    step(run, next(batches))
+
+        ours, peer, ratio = paired(together, in_turn)
+    return ours / CELLS / TURN, peer / CELLS / TURN, ratio
+
+
+def _jpegs(folder: Path) -> None:
+    """Draw garments at 256 px into train/CLASS/ and val/CLASS/."""
+    from smog.data import scenes
+
+    for split, count in (("train", 512), ("val", 20)):
+        for index in range(count):
+            place = folder / split / scenes.CLASSES[scenes.label(index, split)]
+            place.mkdir(parents=True, exist_ok=True)
+            image = scenes.draw(0, index, 256, split)
+            cv2.imwrite(str(place / f"{index}.jpg"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
 
 def bench_views() -> Iterator[dict[str, Any]]:
@@ -188,7 +243,13 @@ def row(name: str, ours: float, peer: float, ratio: float, peer_name: str, unit:
     }
 
 
-BENCHES = {"step": bench_step, "views": bench_views, "groups": bench_groups, "regroup": bench_regroup}
+BENCHES = {
+    "step": bench_step,
+    "pack": bench_pack,
+    "views": bench_views,
+    "groups": bench_groups,
+    "regroup": bench_regroup,
+}
 
 
 def main(arguments: Sequence[str]) -> int:
