@@ -278,9 +278,10 @@ class Run:
 
     def _report_bad(self, bad: dict[str, str]) -> None:
         for name, why in bad.items():
-            if name not in self.known_bad:
-                self.known_bad.add(name)
+            if name not in self.known_bad | self.batches.said:
                 say(f"{name}: image can't be read ({why}); the next one stands in for it")
+        self.known_bad |= bad.keys()
+        self.batches.said |= bad.keys()
 
     def _all_bad(self) -> set[str]:
         return set().union(*gathered(self.known_bad))

@@ -9,12 +9,14 @@ import time
 import weakref
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from smog import checkpoint, train
 from smog.attempts import attempt, history
-from smog.config import dump, load
+from smog.config import dump, with_runtime
 from smog.data import sampler
 from smog.data.images import Images
 from smog.data.sources import with_fingerprint
@@ -31,7 +33,7 @@ CELLS = {
     "dropped": DROP,
     "groups": (*DROP, "method.num_groups=5", "method.temperature=0.2", "optim.epochs=2"),
     "vit": (*VIT, *DROP, "backbone.args.proj_drop_rate=0.2", "optim.name=adamw", "optim.epochs=4"),
-    "per_view": ("method.group_updates=per_view", "method.initial_groups=batch", "method.start_groups=3"),
+    "fp16": ("optim.precision=fp16", "optim.clip=1", "method.initial_groups=batch", "method.start_groups=3"),
 }  # epochs of 6 steps, 3 of them where nothing is said
 FAILING = ("optim.lr=1e30", "optim.precision=fp32")
 
@@ -45,8 +47,6 @@ def cells(tiny, in_store):
 @pytest.fixture(scope="module")
 def alone(tiny, tmp_path_factory):
     """The folders of the same runs, each trained alone and never disturbed."""
-    from smog.config import with_runtime
-
     store = str(tmp_path_factory.mktemp("alone"))
     return {name: train(with_runtime(tiny(*overrides), store=store)) for name, overrides in CELLS.items()}
 
@@ -56,7 +56,8 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     content = checkpoint.read(folder / checkpoint.FILE)
     kept = content["optimizer"]["state"].items()
     kept = {f"optimizer.{k}.{name}": torch.as_tensor(value) for k, v in kept for name, value in v.items()}
-    return {**content["method"], **kept, "rng": content["rng"], "cuda_rng": content["cuda_rng"]}
+    scaler = {f"scaler.{name}": torch.as_tensor(value) for name, value in content["scaler"].items()}
+    return {**content["method"], **kept, **scaler, "rng": content["rng"], "cuda_rng": content["cuda_rng"]}
 
 
 def lines(folder: Path) -> list[dict]:
@@ -99,7 +100,6 @@ def test_together_they_end_as_alone(cells, alone):
     for folder in folders:
         assert [json.loads((folder / name).read_text())["packed"] for name in ("env.json", "done")] == [5, 5]
         assert [one["outcome"] for one in history(folder, "train")] == ["done"]
-        assert dump(load(folder / "config.yaml")).splitlines()[0] in (folder / "config.yaml").read_text()
     assert json.loads((alone["plain"] / "env.json").read_text())["packed"] == 1
 
 
@@ -114,6 +114,39 @@ def test_workers_and_the_order_do_not_change_a_bit(cells, alone, in_store):
     names = list(reversed(cells))
     folders = train_together([in_store(cells[name], workers=2) for name in names])
     assert_all_same({name: alone[name] for name in names}, folders)
+
+
+def test_crops_and_micro_batches(tiny, in_store, tmp_path):
+    shared = ("views.local_crops=2", "views.local_size=12", "optim.accumulate=2", "optim.epochs=1")
+    configs = [in_store(tiny(*shared, *DROP, "seed=3", f"method.num_groups={k}")) for k in (4, 8)]
+    folders = train_together(configs)
+    for config, folder in zip(configs, folders, strict=True):
+        assert_same_end(train(with_runtime(config, store=str(tmp_path / "alone"))), folder)
+
+
+def test_bad_images_are_said_once_and_counted_for_each(tiny, in_store, tmp_path, at_step, capsys):
+    for number in range(64):
+        path = tmp_path / "images" / ("train", "val")[number // 48] / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((20, 20, 3), 3 * number, np.uint8))
+        if number in (7, 20, 33):
+            path.write_bytes(b"no image")
+    images = (
+        "data=imagefolder",
+        f"data.root={tmp_path / 'images'}",
+        "data.on_bad_image=replace",
+        "data.train_images=0",
+    )
+    more = (*images, "data.val_images=8", "views.size=16", "optim.batch=12", "optim.epochs=2", "runtime.keep_images=0")
+    one, other = (in_store(tiny(*more, *DROP, f"method.temperature={t}")) for t in (0.1, 0.2))
+    whole = [train(with_runtime(config, store=str(tmp_path / "alone"))) for config in (one, other)]
+    assert capsys.readouterr().err.count("the next one stands in for it") == 6
+    stopped([one], at_step, 2)
+    capsys.readouterr()
+    folders = train_together([one, other])
+    assert capsys.readouterr().err.count("the next one stands in for it") == 3
+    assert lines(folders[1])[-1]["bad_images"] == 3
+    assert_all_same(dict(enumerate(whole)), folders)
 
 
 def test_each_image_is_read_and_seen_once_for_all(tiny, in_store, monkeypatch):
@@ -247,7 +280,7 @@ def test_killed_in_the_middle_of_the_turns(cells, alone, tmp_path, in_store, nam
 
 def test_a_loss_that_is_not_finite_takes_only_its_run(cells, alone, tiny, in_store):
     failing = in_store(tiny(*FAILING))
-    *before, error, last = train_together([*list(cells.values())[:4], failing, cells["per_view"]])
+    *before, error, last = train_together([*list(cells.values())[:4], failing, cells["fp16"]])
     assert_all_same(alone, [*before, last])
     assert isinstance(error, RunError)
     assert error.kind == "nan"

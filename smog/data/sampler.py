@@ -38,6 +38,7 @@ class Batches(Dataset):
         self.seed, self.views, self.batch = config.seed, config.views, config.optim.batch
         self.parts, self.world, self.rank = config.optim.accumulate, world_size(), rank()
         self.images = images
+        self.said = set[str]()  # the bad images that were reported, once for all runs that share the batches
         self.per_epoch = len(images) // self.batch
 
     def indices(self, step: int) -> np.ndarray:
