@@ -32,7 +32,7 @@ _NODE = re.compile(
     re.IGNORECASE,
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-_NEAR = 15  # seconds: Slurm counts its limits a little differently at every place
+_NEAR = 65  # seconds: Slurm sends the signal before a limit up to a minute early
 
 
 def kind_of(error: BaseException) -> str:
@@ -55,17 +55,21 @@ def kind_of(error: BaseException) -> str:
 
 
 def _stop_kind() -> str:
-    """Tell a time limit from a preemption by the time used; outside of Slurm it is a person, or a shell."""
+    """Tell a time limit from a preemption by the time used; outside of Slurm it is a person, or a shell. Within, a job
+    that a person cancels is about to end, and has used time: one to be requeued has it set back to none."""
     job = os.environ.get("SLURM_JOB_ID")
     if not job:
         return "stopped"
     try:
-        line = subprocess.run(["squeue", "-h", "-j", job, "-o", "%M %l"], capture_output=True, text=True, timeout=20)
-        used, limit = (seconds(text) for text in line.stdout.split()[:2])
+        line = subprocess.run(["squeue", "-h", "-j", job, "-o", "%M %l %T"], capture_output=True, text=True, timeout=20)
+        used, limit, state = line.stdout.split()
+        left = seconds(limit) - seconds(used)
     except (OSError, ValueError, subprocess.SubprocessError):
         return "preempted"
     warned = float(os.environ.get("SMOG_WARNED", 90))  # how long before the limit the signal comes
-    return "timeout" if used >= limit - warned - _NEAR else "preempted"
+    if left <= warned + _NEAR:
+        return "timeout"
+    return "stopped" if state == "COMPLETING" and seconds(used) else "preempted"
 
 
 def seconds(text: str) -> float:
