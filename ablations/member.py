@@ -50,7 +50,7 @@ class Member:
             outcome = work([job])[0]
         except StoppedError as stopped:
             say(str(stopped))
-            if requeue and _state() == "RUNNING":  # else Slurm has decided what comes next
+            if requeue:
                 _hand_to_submitit()
             raise
         return _ended(outcome, store / job.run, requeue)
@@ -109,20 +109,27 @@ def _wait_for_sign(folder: Path) -> None:
             record = read(path)
 
 
-def _state() -> str:
-    """Return what Slurm says of this job: RUNNING even while it is about to be preempted, COMPLETING once it must go
-    (cancelled, requeued from outside). Empty where it does not say."""
-    asked = ["squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%T"]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def _hand_to_submitit() -> None:
-    """Call submitit's handler, which requeues the job and exits: that of rank 0. A second signal would disturb it."""
+    """Call submitit's handler of the signal, which on rank 0 requeues the job and exits.
+
+    Not where Slurm already ends the job, as after scancel: it is COMPLETING then, and RUNNING while it is warned alone.
+    """
     handler: Any = signal.getsignal(signal.SIGUSR2)
+    _ignore_signals()
+    if callable(handler) and _in_queue("%T") != "COMPLETING":
+        handler(signal.SIGUSR2, None)
+
+
+def _ignore_signals() -> None:
+    """Ignore what Slurm still sends: here, and in the commands that decide what comes next, which inherit it."""
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    if callable(handler):
-        handler(signal.SIGUSR2, None)
+
+
+def _in_queue(field: str) -> str:
+    """Return a field of this job in the queue, empty where Slurm does not answer."""
+    asked = ["squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", field]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _ended(outcome: Outcome, folder: Path, requeue: bool) -> str:
@@ -144,9 +151,9 @@ def _at_fault(reason: str) -> str:
     from submitit.helpers import JobEnvironment
 
     here, named = place(), re.search(r"rank (\d+)", reason)
-    hosts = getattr(JobEnvironment(), "hostnames", [])
-    if not here or not named or len(hosts) < 2:
+    if not here or not named:
         return os.environ["SLURMD_NODENAME"]
+    hosts = JobEnvironment().hostnames
     return hosts[int(named[1]) * len(hosts) // here.world]
 
 
@@ -156,11 +163,8 @@ def _requeue_elsewhere(node: str) -> None:
     A job that runs can't be given other nodes; once requeued it can, and until this process ends it can't start anew.
     """
     job = os.environ["SLURM_JOB_ID"]
-    for number in (signal.SIGTERM, signal.SIGUSR2):  # both commands have to outlive what requeuing sends
-        signal.signal(number, signal.SIG_IGN)
-    asked = ["squeue", "-h", "-j", job, "-o", "%x"]
-    before = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-    excluded = ",".join(part for part in (before, node) if part and part not in ("(null)", "N/A"))
+    _ignore_signals()
+    excluded = ",".join(part for part in (_in_queue("%x"), node) if part and part not in ("(null)", "N/A"))
     if subprocess.run(["scontrol", "requeue", job], check=False).returncode:
         return
     subprocess.run(["scontrol", "update", f"JobId={job}", f"ExcNodeList={excluded}"], check=False)

@@ -69,6 +69,12 @@ def training(job: Job) -> bool:
     return bool(list(read_lines(folder_of(job) / "metrics.jsonl"))) if folder_of(job).is_dir() else False
 
 
+def preempt(node: str) -> None:
+    """Submit an urgent job that needs all of a node."""
+    urgent = ["sbatch", "--partition=high", f"--constraint={node}", "--ntasks=2", "--output=/dev/null"]
+    subprocess.run([*urgent, "--wrap=sleep 1"], check=True, capture_output=True)
+
+
 def state_in_slurm(job: Job) -> list[str]:
     """The states in which Slurm keeps the jobs of a run, first to last."""
     store = Path(job.config.runtime.store)
@@ -176,8 +182,7 @@ def test_a_preempted_run_goes_on(job, tmp_path, wait_until):
     one = job(*LONG)
     slurm.submit([one], tmp_path / "store", chosen("constraint=n1", sleep=0.2))
     wait_until(lambda: training(one))
-    urgent = ["sbatch", "--partition=high", "--constraint=n1", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 1"]
-    subprocess.run(urgent, check=True, capture_output=True)
+    preempt("n1")
     wait_until(lambda: idle(tmp_path / "store"))
     assert outcomes(one) == ["preempted", "done"]
     assert_as_inline([one], tmp_path / "inline")
@@ -244,11 +249,16 @@ def test_without_requeue_a_broken_node_is_an_end_like_any_other(job, tmp_path, w
 
 
 def test_a_run_on_two_nodes_is_that_of_one_process(job, tmp_path, wait_until):
+    """Even though it is preempted on its way."""
     one = job("optim.epochs=2.5", "optim.lr=0.0001", "optim.precision=fp32", "seed=1")
-    slurm.submit([one], tmp_path / "store", chosen("nodes=2"))
+    slurm.submit([one], tmp_path / "store", chosen("nodes=2", sleep=0.5))
+    wait_until(lambda: training(one))
+    preempt("n1")
     wait_until(lambda: idle(tmp_path / "store"))
-    assert outcomes(one) == ["done"]
-    assert [len(history(folder_of(one), stage)) for stage in stages(folder_of(one))] == [1, 1]
+    assert {stage: outcomes(one, stage) for stage in stages(folder_of(one))} == {
+        "train": ["preempted", "done"],
+        next(stage for stage in stages(folder_of(one)) if stage != "train"): ["done"],
+    }
     assert json.loads((folder_of(one) / "env.json").read_text())["processes"] == 2
     again = Job(one.title, with_runtime(one.config, store=str(tmp_path / "inline")), one.tasks)
     assert work([again])[0].done
