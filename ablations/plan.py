@@ -1,39 +1,19 @@
-"""Pure: a grid file and overrides -> cells -> runs and their identities. Nothing is started or written here."""
+"""Pure: a grid and overrides -> cells -> runs and tasks, their identities, and what the store has of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from smog.config import build, compose
-from smog.data.sources import with_fingerprint
-from smog.errors import UsageError, nearest
-from smog.identity import digest, group_id, run_id
-from smog.schema import Config
-from smog.store import result_path
-from smog.tasks import protocol, settings
-
-HERE = Path(__file__).parent
-MODES = ("one_factor",)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A grid as its file declares it; defaults.yaml fills what the file leaves out."""
-
-    title: str
-    axes: dict[str, Any]
-    mode: str
-    baseline: dict[str, Any]
-    seeds: list[int]
-    tasks: list[str]
-    metric: str
-    family: str
-    references: dict[str, Any]
+from ablations.grid import Grid, Point, load_grid, points
+from ablations.work import Job
+from smog.config import GROUPS, Base
+from smog.data.sources import fingerprint
+from smog.errors import UsageError
+from smog.identity import digest, group_id, run_id, values_of
+from smog.schema import Config, Data
+from smog.tasks import TASKS, protocol, settings
 
 
 @dataclass(frozen=True)
@@ -43,19 +23,17 @@ class Cell:
     label: str
     axis: str | None
     value: Any
+    point: dict[str, Any]
     baseline: bool
     reference: bool
+    group: str  # the identity that the seeds share
     configs: dict[int, Config]
-
-    @property
-    def group(self) -> str:
-        """The identity that the seeds share."""
-        return group_id(next(iter(self.configs.values())))
+    runs: dict[int, str]  # their identities
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a launch has to know."""
+    """All that a launch has to know of one grid."""
 
     name: str
     grid: Grid
@@ -63,46 +41,47 @@ class Plan:
     tasks: dict[str, Any]  # name -> settings
     command: str
 
-    def runs(self) -> Iterator[tuple[Cell, int, Config]]:
+    @property
+    def protocols(self) -> dict[str, str]:
+        """The identities of the tasks, apart from the run."""
+        return {name: protocol(name, chosen) for name, chosen in self.tasks.items()}
+
+    @property
+    def baseline(self) -> Cell:
+        """The cell that the others are compared with."""
+        return next(cell for cell in self.cells if cell.baseline)
+
+    def jobs(self) -> Iterator[Job]:
         """Yield every run once: seed by seed, so that an early look at the table has whole rows of one seed."""
         seen = set()
         for seed in self.grid.seeds:
             for cell in self.cells:
-                identity = run_id(cell.configs[seed])
-                if identity not in seen:
-                    seen.add(identity)
-                    yield cell, seed, cell.configs[seed]
-
-    def missing(self, config: Config) -> list[str]:
-        """Return what the store lacks of a run: ``train`` and the names of tasks."""
-        folder = Path(config.runtime.store) / run_id(config)
-        tasks = [
-            name
-            for name, chosen in self.tasks.items()
-            if not result_path(folder, name, protocol(name, chosen)).exists()
-        ]
-        return ([] if (folder / "done").exists() else ["train"]) + tasks
+                if cell.runs[seed] not in seen:
+                    seen.add(cell.runs[seed])
+                    yield Job(f"{self.name} {cell.label} seed {seed}", cell.configs[seed], self.tasks)
 
     def record(self) -> dict[str, Any]:
         """Return what reports need to know of the grid; see smog.store.write_grid."""
+        kept = ("label", "axis", "value", "point", "baseline", "reference")
         cells = [
             {
-                **{key: getattr(cell, key) for key in ("label", "axis", "value", "baseline", "reference")},
+                **{key: getattr(cell, key) for key in kept},
                 "group_id": cell.group,
-                "runs": {str(seed): run_id(config) for seed, config in cell.configs.items()},
+                "runs": {str(seed): run for seed, run in cell.runs.items()},
             }
             for cell in self.cells
         ]
+        apart = ("references", "include", "exclude", "overrides")
         content = {
             "grid": self.name,
-            **{key: value for key, value in asdict(self.grid).items() if key != "references"},
-            "tasks": {name: protocol(name, chosen) for name, chosen in self.tasks.items()},
+            **{key: value for key, value in asdict(self.grid).items() if key not in apart},
+            "tasks": self.protocols,
             "cells": cells,
         }
         return {**content, "id": digest(content), "command": self.command, "context": self._context()}
 
     def _context(self) -> dict[str, Any]:
-        config = next(cell for cell in self.cells if cell.baseline).configs[self.grid.seeds[0]]
+        config = self.baseline.configs[self.grid.seeds[0]]
         return {
             "recipe": config.recipe,
             "data": config.data.name,
@@ -113,79 +92,124 @@ class Plan:
         }
 
 
-def grid_names() -> list[str]:
-    """Return the names of the grids that there are."""
-    return sorted(path.stem for path in (HERE / "grids").glob("*.yaml"))
+def plan(name: str, overrides: Sequence[str], changes: Mapping[str, Any] | None = None, command: str = "") -> Plan:
+    """Resolve a grid with the overrides of every run and the changes to the grid itself, such as its seeds.
 
-
-def load_grid(name: str, changes: dict[str, Any]) -> Grid:
-    """Read a grid file over the defaults, and the given changes over both."""
-    if name not in grid_names():
-        raise UsageError(f"no grid {name!r}{nearest(name, grid_names())}")
-    defaults, declared = (yaml.safe_load(p.read_text()) for p in (HERE / "defaults.yaml", HERE / f"grids/{name}.yaml"))
-    grid = build(Grid, {**defaults, **declared, **changes})
-    _check(name, grid)
-    return grid
-
-
-def _check(name: str, grid: Grid) -> None:
-    if grid.mode not in MODES:
-        raise UsageError(f"grid {name}: mode {grid.mode!r}{nearest(grid.mode, MODES)}")
-    if not grid.seeds or len(set(grid.seeds)) < len(grid.seeds) or not all(type(s) is int for s in grid.seeds):
-        raise UsageError(f"grid {name}: seeds={grid.seeds} must be different whole numbers, at least one")
-    if not grid.tasks:
-        raise UsageError(f"grid {name}: at least one task is needed")
-    if grid.metric.split(".")[0] not in grid.tasks:
-        raise UsageError(f"grid {name}: metric {grid.metric} is of no task in {grid.tasks}")
-    for axis, values in grid.axes.items():
-        if not isinstance(values, list) or not values or len({str(value) for value in values}) < len(values):
-            raise UsageError(f"grid {name}: the axis {axis} needs a list of different values, not {values}")
-        if grid.baseline.get(axis) not in values:
-            raise UsageError(f"grid {name}: the baseline {axis}={grid.baseline.get(axis)} is not on its axis {values}")
-
-
-def plan(name: str, overrides: Sequence[str], changes: dict[str, Any] | None = None, command: str = "") -> Plan:
-    """Resolve a grid with the overrides of every run and the changes to the grid itself, such as its seeds."""
+    An override that starts with the name of a task, such as ``knn.k=5``, is for that task.
+    """
     grid = load_grid(name, changes or {})
-    tasks = {task: settings(task) for task in grid.tasks}
-    if any(override.startswith("seed=") for override in overrides):
+    own = [override for override in overrides if override.partition(".")[0] not in TASKS]
+    tasks = {task: settings(task, _of_task(task, overrides)) for task in grid.tasks}
+    for override in overrides:
+        if override.partition(".")[0] in TASKS and override.partition(".")[0] not in tasks:
+            raise UsageError(f"{override}: the grid {name} has no such task; tasks=[{','.join(tasks)}]")
+    taken = {override.partition("=")[0] for override in own}
+    if "seed" in taken:
         raise UsageError("seed is set by the grid for every run; take seeds=[...]")
-    taken = [axis for axis in grid.axes if any(override.startswith(f"{axis}=") for override in overrides)]
-    if taken:
-        raise UsageError(f"{taken[0]} is the axis of the grid {name}; it can't be overridden for all its cells")
-    references = [
-        _cell(label, None, None, [*overrides, *_base(grid), *more], grid.seeds, reference=True)
-        for label, more in grid.references.items()
-    ]
-    return Plan(name, grid, [*references, *_one_factor(grid, overrides)], tasks, command)
+    if clash := sorted(taken & grid.axes.keys()):
+        raise UsageError(f"{clash[0]} is the axis of the grid {name}; it can't be overridden for all its cells")
+    resolver = _Resolver([*(o for o in grid.overrides if o.partition("=")[0] not in taken), *own], grid.seeds)
+    references = [resolver.reference(label, more, grid) for label, more in grid.references.items()]
+    cells = [resolver.cell(point) for point in points(name, grid)]
+    _check_different(name, cells)
+    return Plan(name, grid, [*references, *cells], tasks, command)
 
 
-def _base(grid: Grid) -> list[str]:
-    return [f"{axis}={value}" for axis, value in grid.baseline.items()]
+def _of_task(task: str, overrides: Sequence[str]) -> list[str]:
+    return [override.removeprefix(f"{task}.") for override in overrides if override.startswith(f"{task}.")]
 
 
-def _one_factor(grid: Grid, overrides: Sequence[str]) -> Iterator[Cell]:
-    """Yield the baseline and every cell that differs from it along one axis; with one axis in the axis' order."""
-    if len(grid.axes) > 1:
-        yield _cell("baseline", None, None, [*overrides, *_base(grid)], grid.seeds, baseline=True)
-    for axis, values in grid.axes.items():
-        for value in values:
-            same = value == grid.baseline[axis]
-            if not same or len(grid.axes) == 1:
-                cell = [*overrides, *_base(grid), f"{axis}={value}"]
-                yield _cell(str(value), axis, value, cell, grid.seeds, baseline=same)
+def _check_different(name: str, cells: Sequence[Cell]) -> None:
+    seen: dict[str, str] = {}
+    for cell in cells:
+        if cell.group in seen:
+            raise UsageError(f"grid {name}: the cells {seen[cell.group]!r} and {cell.label!r} are one and the same")
+        seen[cell.group] = cell.label
 
 
-def _cell(
-    label: str,
-    axis: str | None,
-    value: Any,
-    overrides: Sequence[str],
-    seeds: Sequence[int],
-    baseline: bool = False,
-    reference: bool = False,
-) -> Cell:
-    config = with_fingerprint(compose(overrides))
-    fixed = any(override.startswith("seed=") for override in overrides)  # a reference that no seed changes
-    configs = {seed: config if fixed else replace(config, seed=seed) for seed in seeds}
-    return Cell(label, axis, value, baseline, reference, configs)
+class _Resolver:
+    """Makes configurations of cells. What hydra composes, and what data are looked at, is done once for many cells."""
+
+    def __init__(self, overrides: Sequence[str], seeds: Sequence[int]) -> None:
+        self.overrides, self.seeds = list(overrides), list(seeds)
+        self.bases: dict[tuple[str, ...], Base] = {}
+        self.fingerprints: dict[Data, str] = {}
+
+    def cell(self, point: Point) -> Cell:
+        """Resolve a cell of the grid."""
+        config = self._varied(self.overrides, point.changes)
+        configs = {seed: replace(config, seed=seed) for seed in self.seeds}
+        return self._cell(point.label, configs, point.axis, point.value, point.point, point.baseline)
+
+    def reference(self, label: str, more: Sequence[str], grid: Grid) -> Cell:
+        """Resolve a row to read the others against: overrides on top of the baseline. With a seed of its own it is one
+        run for all seeds."""
+        config = self._varied(
+            [*self.overrides, *more], grid.changes(grid.baseline), [o.partition("=")[0] for o in more]
+        )
+        fixed = any(override.startswith("seed=") for override in more)
+        configs = {seed: config if fixed else replace(config, seed=seed) for seed in self.seeds}
+        return self._cell(label, configs, reference=True)
+
+    def _varied(self, overrides: Sequence[str], changes: Mapping[str, Any], last: Sequence[str] = ()) -> Config:
+        """Return the configuration for overrides and, on top of them, changes; but the keys in ``last`` hold."""
+        changes = {key: value for key, value in changes.items() if key not in last}
+        chosen = [f"{key}={value}" for key, value in changes.items() if key in GROUPS]
+        single = {key: value for key, value in changes.items() if key not in GROUPS}
+        key = (*_latest([*overrides, *chosen]),)
+        if key not in self.bases:
+            self.bases[key] = Base(key)
+        return self._known(self.bases[key].varied(single))
+
+    def _known(self, config: Config) -> Config:
+        """Return the configuration with the fingerprint of its data."""
+        if config.data not in self.fingerprints:
+            self.fingerprints[config.data] = fingerprint(config.data)
+        return replace(config, data=replace(config.data, fingerprint=self.fingerprints[config.data]))
+
+    def _cell(
+        self,
+        label: str,
+        configs: dict[int, Config],
+        axis: str | None = None,
+        value: Any = None,
+        point: dict[str, Any] | None = None,
+        baseline: bool = False,
+        reference: bool = False,
+    ) -> Cell:
+        group = group_id(configs[self.seeds[0]])
+        runs = {seed: run_id(config) for seed, config in configs.items()}
+        return Cell(label, axis, value, point or {}, baseline, reference, group, configs, runs)
+
+
+def _latest(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without those that a later one of the same key replaces."""
+    found: dict[str, str] = {}
+    for override in overrides:
+        key = override.partition("=")[0]
+        found.pop(key, None)
+        found[key] = override
+    return list(found.values())
+
+
+def shared(plans: Sequence[Plan]) -> list[Job]:
+    """Return the jobs of several grids, each run once with the tasks of all grids that it is in."""
+    jobs: dict[str, Job] = {}
+    for plan in plans:
+        for job in plan.jobs():
+            known = jobs.setdefault(job.run, job)
+            if job.tasks.keys() - known.tasks.keys():  # one call has one set of settings a task
+                jobs[job.run] = replace(known, tasks={**known.tasks, **job.tasks})
+    return list(jobs.values())
+
+
+def difference(config: Config, baseline: Config) -> dict[str, tuple[Any, Any]]:
+    """Return the values in which a configuration differs from another, the other's first; where and how fast is left
+    out."""
+    apart = ("seed", "recipe")
+    theirs = dict(values_of(baseline))
+    return {
+        name: (theirs[name], value)
+        for name, value in values_of(config)
+        if value != theirs[name] and name not in apart and not name.startswith("runtime.")
+    }

@@ -30,6 +30,7 @@ from smog.store import write_json
 BEAT = 10.0  # seconds between two signs of life
 LOST = 180.0  # seconds without one until an owner elsewhere is taken for dead: file servers show changes a minute late
 _NUMBERED = re.compile(r"(\d{4,})\.json")
+_ours: set[Path] = set()  # what this process holds: after an ending that could not be written it holds it no more
 _signs: dict[Path, tuple[int, float, bool]] = {}  # last sign of an owner, when we first saw it, did it ever change
 
 
@@ -40,6 +41,7 @@ def attempt(folder: Path, stage: str) -> Iterator[None]:
     Raises BusyError while another process holds it. A UsageError leaves nothing behind: nothing was attempted.
     """
     path = _take(folder / "attempts" / stage)
+    _ours.add(path)
     started, ended = time.monotonic(), threading.Event()
     threading.Thread(target=_beat, args=(path, ended), daemon=True).start()
     try:
@@ -48,12 +50,14 @@ def attempt(folder: Path, stage: str) -> Iterator[None]:
         if isinstance(error, UsageError):
             _forget(path)
         else:
-            _close(path, kind_of(error), time.monotonic() - started, reason=one_line(error), trace=trace_of(error))
+            with contextlib.suppress(OSError):  # a full disk is often the very error
+                _close(path, kind_of(error), time.monotonic() - started, reason=one_line(error), trace=trace_of(error))
         raise
     else:
         _close(path, "done", time.monotonic() - started)
     finally:
         ended.set()
+        _ours.discard(path)
 
 
 def history(folder: Path, stage: str) -> list[dict[str, Any]]:
@@ -193,14 +197,20 @@ def born(pid: int) -> str:
         return ""
 
 
+def local(record: Mapping[str, Any]) -> bool:
+    """Say whether an owner is a process of this machine."""
+    return record["place"] == _place()
+
+
 def alive(path: Path, record: Mapping[str, Any]) -> bool | None:
     """Say whether the owner of an attempt lives: None where that can't be known yet.
 
     On its own machine its process tells; under Slurm the queue; elsewhere it is dead when no sign of life has come for
     LOST seconds of our own clock since we first looked. Other clocks play no part.
     """
-    if record["place"] == _place():
-        return bool(record["born"]) and born(record["pid"]) == record["born"]
+    if local(record):
+        living = bool(record["born"]) and born(record["pid"]) == record["born"]
+        return living and (record["pid"] != os.getpid() or path in _ours)
     if record["job"] and _ended_in_slurm(record["job"]):
         return False
     try:

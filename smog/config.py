@@ -27,7 +27,9 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     Raises UsageError with one line that names the nearest keys for an unknown key or option, a value of the
     wrong type, or a value out of range.
     """
-    return Base(overrides).config
+    config = Base(overrides).config
+    validate(config)
+    return config
 
 
 class Base:
@@ -41,8 +43,7 @@ class Base:
         tree, texts = _compose_tree(CONF, "config", overrides, groups, key_names(Config), set(_texts(Config)))
         recipe = next((o.split("=", 1)[1] for o in reversed(list(overrides)) if o.startswith("recipe=")), "demo")
         self.tree = tree
-        self.config = build(Config, {**_plain(tree, texts), "recipe": recipe})
-        validate(self.config)
+        self.config = build(Config, {**_plain(tree, texts), "recipe": recipe})  # valid once its values are all set
         self._copies: dict[str, list[str]] = {}
 
     def varied(self, changes: Mapping[str, Any]) -> Config:

@@ -17,6 +17,16 @@ _cached: Any = functools.cache  # mypy takes a class for no key of a cache
 SCHEMA = 1  # raised when the meaning of a key changes, so that old runs are not taken for new ones
 
 
+# Values that change what a run finds and not what a step of it takes, or takes by little.
+_FREE = {
+    "seed", "recipe", "data.train_images", "data.val_images", "data.fingerprint", "data.root", "data.download",
+    "optim.epochs", "optim.lr", "optim.final_lr", "optim.warmup_epochs", "optim.warmup_start", "optim.momentum",
+    "optim.weight_decay", "optim.final_weight_decay", "views.flip", "views.brightness", "views.contrast",
+    "views.saturation", "views.hue", "method.group_momentum", "method.temperature", "method.encoder_momentum",
+    "method.encoder_schedule", "method.reset_momentum_encoder", "method.targets", "method.initial_groups",
+}  # fmt: skip
+
+
 def as_dict(node: Any, science_only: bool = False) -> dict[str, Any]:
     """Return a configuration as nested plain values, all of them or only those that can change a result."""
     plain = {}
@@ -46,6 +56,15 @@ def digest(content: Any, length: int = 12) -> str:
     return hashlib.sha256(canonical(content).encode()).hexdigest()[:length]
 
 
+def cost_kind(config: Config) -> str:
+    """Return 12 hex digits over what a step of a run costs: equal for runs that take equally long a step."""
+    return digest({name: value for name, value in values_of(config) if not _costs_nothing(name)})
+
+
+def _costs_nothing(name: str) -> bool:
+    return name in _FREE or name.startswith(("runtime.", "views.first.", "views.second.", "views.local."))
+
+
 def run_id(config: Config) -> str:
     """Return the identity of a run: 12 hex digits over everything that can change its result."""
     return digest(_identity(config))
@@ -61,7 +80,25 @@ def group_id(config: Config) -> str:
 def _identity(config: Config) -> dict[str, Any]:
     if not config.data.fingerprint:
         raise UsageError("a run has no identity before its data are known: call smog.data.sources.with_fingerprint")
-    return {"schema": SCHEMA, "code": VERSIONS.get(config.method.name), **as_dict(config, science_only=True)}
+    return {**versions(config), **as_dict(config, science_only=True)}
+
+
+def versions(config: Config) -> dict[str, Any]:
+    """Return what of an identity does not stand in the configuration: see SCHEMA, and VERSIONS in methods."""
+    return {"schema": SCHEMA, "code": VERSIONS.get(config.method.name)}
+
+
+def ingredients(config: Config) -> dict[str, Any]:
+    """Return everything that a run's identity is made of, by dotted name."""
+    return dict(_flat(_identity(config)))
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def values_of(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -104,9 +104,14 @@ def _rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**shared, "metric": metric, "value": value}
 
 
+def grid_path(store: Path, record: dict[str, Any]) -> Path:
+    """Return where the record of a grid lies."""
+    return store / "grids" / f"{record['grid']}-{record['id']}.json"
+
+
 def write_grid(store: Path, record: dict[str, Any]) -> Path:
     """Keep what a grid consists of (its cells, their runs, its metric), so that reports need not plan it again."""
-    path = store / "grids" / f"{record['grid']}-{record['id']}.json"
+    path = grid_path(store, record)
     write_json(path, record)
     return path
 

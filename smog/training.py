@@ -26,7 +26,7 @@ from smog.distributed import agreed, gathered, rank, rank_0_first, sum_over_rank
 from smog.environment import machine, now, peak_memory, provenance
 from smog.errors import BusyError, RunError, UsageError
 from smog.gradients import over_ranks
-from smog.identity import group_id, run_id
+from smog.identity import cost_kind, group_id, run_id, versions
 from smog.loggers import check_loggers
 from smog.methods.smog import Smog
 from smog.models import fast_bf16
@@ -164,7 +164,8 @@ class Run:
 
     def _close(self) -> None:
         cost = {"seconds": round(self.seconds, 3), "device": device_name(self.device), "peak_memory": peak_memory()}
-        write_json(self.folder / DONE, {"steps": self.steps, **cost, "packed": self.packed, "finished": now()})
+        kind = {"packed": self.packed, "kind": cost_kind(self.config)}
+        write_json(self.folder / DONE, {"steps": self.steps, **cost, **kind, "finished": now()})
         checkpoint.forget_previous(self.folder)
 
     def _loop(self, records: Records, pack: Pack) -> Course:
@@ -290,6 +291,7 @@ class Run:
         return {
             "run_id": run_id(self.config),
             "group_id": group_id(self.config),
+            "identity": versions(self.config),
             "started": now(),
             "device": device_name(self.device),
             "precision": self.precision,

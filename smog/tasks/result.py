@@ -56,6 +56,7 @@ def compute(folder: Path, task: str, chosen: Any, module: ModuleType, path: Path
             "seed": config.seed,
             "task": task,
             "protocol": protocol(task, chosen),
+            "version": chosen.VERSION,
             "settings": asdict(chosen),
             "metrics": metrics,
             "cost": {

@@ -1,0 +1,13 @@
+"""All code that a job may need, imported once by the server of launch=local: what is edited later changes no job."""
+# ruff: noqa: F401
+
+import ablations.launch
+import smog.cost
+import smog.loggers
+import smog.tasks.knn
+import smog.tasks.linear
+import smog.tasks.result
+import smog.training
+from smog.environment import provenance
+
+provenance()  # of this moment, kept for all children
