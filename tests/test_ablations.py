@@ -11,11 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ablations.launch import Job, attempt, launch
-from ablations.plan import grid_names, load_grid, plan
+from ablations.grid import grid_names, load_grid
+from ablations.launch import launch, launcher_settings
+from ablations.plan import plan
 from ablations.run import main
+from ablations.work import Job, work
 from smog.errors import UsageError
-from smog.identity import run_id
 from smog.store import grids, scan
 
 SMOKE = ["recipe=smoke", "optim.epochs=1"]
@@ -26,7 +27,7 @@ SMALL = ["grid=small", *SMOKE, "seeds=[0,1]"]
 @pytest.fixture(autouse=True)
 def small_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of grids with one small grid in it."""
-    import ablations.plan as module
+    import ablations.grid as module
 
     here = tmp_path / "declared"
     (here / "grids").mkdir(parents=True)
@@ -54,7 +55,7 @@ def test_every_grid_plans_whole_and_without_two_equal_cells(name: str, tmp_path:
     assert [cell.label for cell in planned.cells[:2]] == ["raw pixels", "untrained"]
     assert sum(cell.baseline for cell in planned.cells) == 1
     assert len(planned.cells) == 2 + sum(len(values) for values in planned.grid.axes.values())
-    assert len(list(planned.runs())) == 3 * (len(planned.cells) - 1) + 1  # raw pixels have no seed
+    assert len(list(planned.jobs())) == 3 * (len(planned.cells) - 1) + 1  # raw pixels have no seed
     assert not (tmp_path / "store").exists()
 
 
@@ -140,9 +141,10 @@ def test_a_killed_process_is_one_failed_cell(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     planned = plan("small", [*SMOKE, f"runtime.store={tmp_path / 'store'}"], {"seeds": [0]})
-    jobs = [Job(cell.label, config, {"killer": Killer(os.getpid())}) for cell, _, config in planned.runs()][:2]
-    outcomes = list(launch(jobs, "local"))
-    assert [outcome.error for outcome in outcomes] == ["the process was killed by signal 9 (out of memory?)"] * 2
+    jobs = [Job(job.title, job.config, {"killer": Killer(os.getpid())}) for job in planned.jobs()][:2]
+    outcomes = list(launch([[job] for job in jobs], launcher_settings("local", [])))
+    assert [outcome.kind for outcome in outcomes] == ["killed"] * 2
+    assert [outcome.reason for outcome in outcomes] == ["the process was killed by signal 9 (out of memory?)"] * 2
 
 
 class Killer:
@@ -192,8 +194,10 @@ def at_work(store: Path) -> list[int]:
 
 def test_an_unforeseen_error_is_one_line_with_its_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planned = plan("small", [*SMOKE, f"runtime.store={tmp_path / 'store'}"], {"seeds": [0]})
-    _, _, config = next(planned.runs())
-    assert attempt(Job("x", config, {"knn": None})).startswith("TypeError: ")
+    job = next(planned.jobs())
+    [outcome] = work([Job("x", job.config, {"knn": None})])
+    assert outcome.kind == "code"
+    assert outcome.reason.startswith("TypeError: ")
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -260,7 +264,7 @@ def test_run_as_a_script_it_lists_its_grids() -> None:
 def test_the_record_holds_every_run(tmp_path: Path) -> None:
     planned = plan("small", [*SMOKE, f"runtime.store={tmp_path}"], {"seeds": [0, 1]})
     recorded = {run for cell in planned.record()["cells"] for run in cell["runs"].values()}
-    assert recorded == {run_id(config) for _, _, config in planned.runs()}
+    assert recorded == {job.run for job in planned.jobs()}
     assert planned.record()["id"] == planned.record()["id"]
 
 

@@ -65,6 +65,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 def test_two_checkpoints_are_kept_while_a_run_lasts(cut, whole):
     assert [checkpoint.read(cut / name)["step"] for name in ("last.pt", "previous.pt")] == [10, 9]
     assert sorted(path.name for path in whole.iterdir()) == [
+        "attempts",
         "config.yaml",
         "done",
         "env.json",

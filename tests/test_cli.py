@@ -245,8 +245,11 @@ def test_show_without_json_is_for_people(store, finished, capsys):
 
 def test_a_plan_prints_one_json_document_and_writes_nothing(here, capsys):
     assert ablations(["grid=num_groups", "action=plan", "recipe=demo", "seeds=[4,5]", "format=json"]) == 0
-    planned = json.loads(capsys.readouterr().out)
+    document = json.loads(capsys.readouterr().out)
+    [planned] = document["grids"]
     assert planned["grid"] == "num_groups"
-    assert {cell["seed"] for cell in planned["cells"]} == {4, 5}
-    assert all(cell["missing"] == ["train", "knn", "linear"] for cell in planned["cells"])
+    runs = [run for cell in planned["cells"] for run in cell["runs"]]
+    assert {run["seed"] for run in runs} == {4, 5}
+    assert all(run["missing"] == ["train", "knn", "linear"] for run in runs)
+    assert document["cost"]["hours"] > 0
     assert list(here.iterdir()) == []
