@@ -19,8 +19,10 @@ from ablations.work import Job, Outcome, from_json, work
 from smog.attempts import BEAT, alive, attempt, history, read, stages
 from smog.config import with_runtime
 from smog.errors import RunError, StoppedError
+from smog.failures import slurm_job
 from smog.processes import place, speaks
 from smog.progress import say
+from smog.signals import StopSignals
 from smog.store import read_json
 
 if TYPE_CHECKING:
@@ -41,13 +43,9 @@ class Member:
         chunk = record["chunks"][self.chunk]
         store, requeue = self.path.parents[1], chunk["slurm"]["requeue"]
         job = _placed(from_json(chunk["jobs"][self.place]), store, chunk["slurm"]["cpus"])
-        if speaks():
-            _link_log(store, job.run)
-        _stop_at_the_same([one["run"] for part in record["chunks"] for one in part["jobs"]], store, job)
-        if speaks():
-            _wait_for_sign(store / job.run)
         try:
-            outcome = work([job])[0]
+            with StopSignals():
+                outcome = _work(job, store, [one["run"] for part in record["chunks"] for one in part["jobs"]])
         except StoppedError as stopped:
             say(str(stopped))
             if requeue:
@@ -66,6 +64,16 @@ def _placed(job: Job, store: Path, cpus: int) -> Job:
     """Return the job with the store as an absolute path, and as many threads as it has CPUs."""
     threads = job.config.runtime.threads or cpus
     return Job(job.title, with_runtime(job.config, store=str(store), threads=threads), job.tasks)
+
+
+def _work(job: Job, store: Path, runs: list[str]) -> Outcome:
+    """Do the job of a launch of these runs, unless there are reasons not to."""
+    if speaks():
+        _link_log(store, job.run)
+    _stop_at_the_same(runs, store, job)
+    if speaks():
+        _wait_for_sign(store / job.run)
+    return work([job])[0]
 
 
 def _link_log(store: Path, run: str) -> None:
@@ -128,7 +136,7 @@ def _ignore_signals() -> None:
 
 def _in_queue(field: str) -> str:
     """Return a field of this job in the queue, empty where Slurm does not answer."""
-    asked = ["squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", field]
+    asked = ["squeue", "-h", "-j", slurm_job(), "-o", field]
     return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
 
 
@@ -162,7 +170,7 @@ def _requeue_elsewhere(node: str) -> None:
 
     A job that runs can't be given other nodes; once requeued it can, and until this process ends it can't start anew.
     """
-    job = os.environ["SLURM_JOB_ID"]
+    job = slurm_job()
     _ignore_signals()
     excluded = ",".join(part for part in (_in_queue("%x"), node) if part and part not in ("(null)", "N/A"))
     if subprocess.run(["scontrol", "requeue", job], check=False).returncode:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from ablations.grid import Grid, Point, load_grid, points
@@ -11,7 +11,7 @@ from ablations.work import Job
 from smog.config import GROUPS, Base
 from smog.data.sources import fingerprint
 from smog.errors import UsageError
-from smog.identity import digest, group_id, run_id, values_of
+from smog.identity import digest, group_id, run_id
 from smog.schema import Config, Data
 from smog.tasks import TASKS, protocol, settings
 
@@ -205,11 +205,16 @@ def shared(plans: Sequence[Plan]) -> list[Job]:
 
 def difference(config: Config, baseline: Config) -> dict[str, tuple[Any, Any]]:
     """Return the values in which a configuration differs from another, the other's first; where and how fast is left
-    out."""
-    apart = ("seed", "recipe")
-    theirs = dict(values_of(baseline))
-    return {
-        name: (theirs[name], value)
-        for name, value in values_of(config)
-        if value != theirs[name] and name not in apart and not name.startswith("runtime.")
-    }
+    out, and so is the seed."""
+    return {name: (old, new) for name, old, new in _differing(config, baseline) if name != "seed"}
+
+
+def _differing(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for field in fields(one):
+        mine, theirs = getattr(one, field.name), getattr(other, field.name)
+        if mine == theirs or field.metadata.get("runtime"):  # most parts of two cells are equal as a whole
+            continue
+        if is_dataclass(mine):
+            yield from _differing(mine, theirs, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, theirs, mine

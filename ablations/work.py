@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from smog.config import build
@@ -25,7 +26,7 @@ class Job:
     config: Config
     tasks: Mapping[str, Any]
 
-    @property
+    @cached_property
     def run(self) -> str:
         """The id of the run."""
         return run_id(self.config)

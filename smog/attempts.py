@@ -23,7 +23,7 @@ from typing import Any
 
 from smog.environment import now
 from smog.errors import BusyError, UsageError
-from smog.failures import kind_of, one_line, trace_of
+from smog.failures import kind_of, one_line, slurm_job, trace_of
 from smog.progress import say
 from smog.store import write_json
 
@@ -159,7 +159,7 @@ def _beat(path: Path, ended: threading.Event) -> None:
 
 def owner() -> dict[str, Any]:
     """Return who this process is, so that others can find out whether it lives."""
-    job = os.environ.get("SLURM_JOB_ID", "")
+    job = slurm_job()
     return {
         "host": socket.gethostname(),
         "place": _place(),
@@ -228,7 +228,7 @@ def alive(path: Path, record: Mapping[str, Any]) -> bool | None:
 
 def _ended_in_slurm(job: str) -> bool:
     """Say whether Slurm knows that a job does not run now; a requeued one waits under the same number."""
-    if job == os.environ.get("SLURM_JOB_ID"):
+    if job == slurm_job():
         return True  # we are its next start: the one before has ended
     if not shutil.which("squeue"):
         return False

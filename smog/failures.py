@@ -57,7 +57,7 @@ def kind_of(error: BaseException) -> str:
 def _stop_kind() -> str:
     """Tell a time limit from a preemption by the time used; outside of Slurm it is a person, or a shell. Within, a job
     that a person cancels is about to end, and has used time: one to be requeued has it set back to none."""
-    job = os.environ.get("SLURM_JOB_ID")
+    job = slurm_job()
     if not job:
         return "stopped"
     try:
@@ -70,6 +70,13 @@ def _stop_kind() -> str:
     if left <= warned + _NEAR:
         return "timeout"
     return "stopped" if state == "COMPLETING" and seconds(used) else "preempted"
+
+
+def slurm_job() -> str:
+    """Return the id of the Slurm job that this process is in, empty outside of one. That of an array's member is
+    ARRAY_PLACE: the plain number of its last member is that of the whole array as well."""
+    array, place = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{place}" if array and place else os.environ.get("SLURM_JOB_ID", "")
 
 
 def seconds(text: str) -> float:

@@ -19,7 +19,7 @@ SCHEMA = 1  # raised when the meaning of a key changes, so that old runs are not
 
 # Values that change what a run finds and not what a step of it takes, or takes by little.
 _FREE = {
-    "seed", "recipe", "data.train_images", "data.val_images", "data.fingerprint", "data.root", "data.download",
+    "seed", "views.first", "views.second", "views.local", "data.train_images", "data.val_images", "data.fingerprint",
     "optim.epochs", "optim.lr", "optim.final_lr", "optim.warmup_epochs", "optim.warmup_start", "optim.momentum",
     "optim.weight_decay", "optim.final_weight_decay", "views.flip", "views.brightness", "views.contrast",
     "views.saturation", "views.hue", "method.group_momentum", "method.temperature", "method.encoder_momentum",
@@ -58,11 +58,11 @@ def digest(content: Any, length: int = 12) -> str:
 
 def cost_kind(config: Config) -> str:
     """Return 12 hex digits over what a step of a run costs: equal for runs that take equally long a step."""
-    return digest({name: value for name, value in values_of(config) if not _costs_nothing(name)})
-
-
-def _costs_nothing(name: str) -> bool:
-    return name in _FREE or name.startswith(("runtime.", "views.first.", "views.second.", "views.local."))
+    content = as_dict(config, science_only=True)
+    for name in _FREE:
+        *groups, last = name.split(".")
+        functools.reduce(lambda part, group: part.get(group, {}), groups, content).pop(last, None)
+    return digest(content)
 
 
 def run_id(config: Config) -> str:
