@@ -207,26 +207,23 @@ def test_three_equal_mistakes_are_enough(job, tmp_path, wait_until):
     assert slurm.ended(tmp_path / "store") == {}, "they said themselves what it was"
 
 
-def test_a_cancelled_run_saves_itself_and_the_others_stay(job, tmp_path, wait_until):
-    jobs = [job(*LONG, f"seed={seed}") for seed in range(3)]
+def test_cancelled_runs_save_themselves_and_the_others_stay(job, tmp_path, wait_until):
+    """The last of an array is among them: it bears the number of the array."""
+    first, other, last = jobs = [job(*LONG, f"seed={seed}") for seed in range(3)]
     store = tmp_path / "store"
-    slurm.submit(jobs, store, chosen("parallel=1", "constraint=n1", sleep=0.2))
-    wait_until(lambda: training(jobs[0]))
-    said = slurm.cancel(store, {jobs[0].run, jobs[2].run})
-    assert sorted(line.partition(":")[0] for line in said) == [jobs[0].title, jobs[2].title]
-    wait_until(lambda: set(slurm.queued(store)) == {jobs[1].run})
-    assert outcomes(jobs[0]) == ["stopped"]
-    assert outcomes(jobs[2]) == []
-    assert slurm.ended(store) == {jobs[0].run: "stopped"}, "of one that only waited nothing is left"
-    saved = checkpoint.read(folder_of(jobs[0]) / checkpoint.FILE)["step"]
-    assert 0 < saved < 600
-    wait_until(lambda: training(jobs[1]))
-    assert len(slurm.cancel(store, {jobs[1].run})) == 1
-    assert slurm.submit(jobs[:1], store, chosen()).submitted == 1
+    slurm.submit(jobs, store, chosen(sleep=0.2))
+    wait_until(lambda: all(training(one) for one in jobs))
+    said = slurm.cancel(store, {first.run, last.run})
+    assert sorted(line.partition(":")[0] for line in said) == [first.title, last.title]
+    wait_until(lambda: set(slurm.queued(store)) == {other.run})
+    assert [outcomes(one) for one in jobs] == [["stopped"], [None], ["stopped"]]
+    assert slurm.ended(store) == {first.run: "stopped", last.run: "stopped"}
+    assert 0 < checkpoint.read(folder_of(last) / checkpoint.FILE)["step"] < 600
+    assert len(slurm.cancel(store, {other.run})) == 1
+    assert slurm.submit([last], store, chosen()).submitted == 1
     wait_until(lambda: idle(store))
-    assert outcomes(jobs[0]) == ["stopped", "done"]
-    assert outcomes(jobs[1]) == ["stopped"]
-    assert_as_inline(jobs[:1], tmp_path / "inline")
+    assert [outcomes(one) for one in jobs] == [["stopped"], ["stopped"], ["stopped", "done"]]
+    assert_as_inline([last], tmp_path / "inline")
 
 
 def test_a_broken_node_is_left_out(job, tmp_path, wait_until):

@@ -126,6 +126,18 @@ def test_a_stopped_job_is_requeued_unless_slurm_ends_it(launched, monkeypatch, s
     assert seen == [signal.SIGUSR2] * handed
 
 
+def test_a_signal_before_the_training_is_not_lost(launched, monkeypatch):
+    """Submitit's own handler of SIGTERM only says that it came."""
+    job, folder = launched
+    handed = []
+    monkeypatch.setattr(member, "_stop_at_the_same", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(member, "_hand_to_submitit", lambda: handed.append(1))
+    with pytest.raises(StoppedError):
+        job()
+    assert handed == [1]
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(
     ("reason", "node"),
     [("rank 3 was lost", "b"), ("rank 0 failed (x)", "a"), ("CUDA error: ECC", "here")],

@@ -149,11 +149,14 @@ def test_ended_tells_what_the_processes_could_not(launched, says, tmp_path):
         ("", "preempted"),
     ],
 )
-def test_why_slurm_stops_a_run(says, monkeypatch, answer, kind):
+def test_why_slurm_stops_a_run(says, monkeypatch, tmp_path, answer, kind):
     says("squeue", answer)
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    for name, value in (("JOB_ID", "12"), ("ARRAY_JOB_ID", "12"), ("ARRAY_TASK_ID", "7")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SMOG_WARNED", "120")
     assert kind_of(StoppedError(15, "stopped")) == kind
+    asked = (tmp_path / "squeue.asked").read_text()
+    assert "-j 12_7 " in asked, "and not of the whole array, which has the number of its last member"
 
 
 def test_max_array_is_what_the_cluster_says(says):
