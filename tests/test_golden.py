@@ -1,0 +1,167 @@
+"""A golden result a stage: results that change while the version of their code does not would mix with older ones.
+
+``python tests/test_golden.py`` records golden.json again."""
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from smog import checkpoint, compose, optim, train
+from smog.grouping import GroupBank
+from smog.methods import VERSIONS
+from smog.records import read_lines
+from smog.tasks import knn, linear
+from smog.tasks.protocols import Knn, Linear
+from smog.tasks.result import Features
+
+FILE = Path(__file__).with_name("golden.json")
+AGAIN = "record again: python tests/test_golden.py"
+WHERE = {
+    "train/smog": "VERSIONS['smog'] in smog/methods/__init__.py",
+    "knn": "Knn.VERSION in smog/tasks/protocols.py",
+    "linear": "Linear.VERSION in smog/tasks/protocols.py",
+}
+RELATIVE = {"train/smog": 2e-3, "knn": 1e-4, "linear": 1e-4}  # other CPUs round differently
+IMAGES = {"top1": 0.6, "top5": 0.6, "minival_top1": 1.7}  # percent: one image may fall on the other side
+RUN = (
+    "recipe=smoke", "data=garments", "data.size=20", "views.size=16", "data.train_images=96", "data.val_images=40",
+    "seed=0", "optim.batch=16", "optim.epochs=1.5", "optim.lr=0.02", "optim.warmup_epochs=0", "optim.precision=fp32",
+    "method.regroup_interval=5", "method.group_momentum=0.9", "method.encoder_momentum=0.9",
+    "runtime.threads=1", "runtime.device=cpu", "runtime.log_every=1",
+)  # fmt: skip
+
+
+def versions():
+    return {"train/smog": VERSIONS["smog"], "knn": Knn.VERSION, "linear": Linear.VERSION}
+
+
+def found_train():
+    with tempfile.TemporaryDirectory() as store:
+        folder = train(compose([*RUN, f"runtime.store={store}"]))
+        rows, state = list(read_lines(folder / "metrics.jsonl")), checkpoint.read(folder / checkpoint.FILE)
+        values = {f"{name}.{row['step']}": row[name] for name in ("loss", "group_movement") for row in rows}
+        for part in ("backbone", "projector", "predictor", "momentum_branch", "bank.groups"):
+            tensors = [x for name, x in state["method"].items() if name.startswith(part) and x.is_floating_point()]
+            values[f"norm.{part}"] = norm(tensors)
+        values["norm.speed"] = norm([x["momentum_buffer"] for x in state["optimizer"]["state"].values()])
+    return values
+
+
+def norm(tensors):
+    return float(torch.cat([x.double().flatten() for x in tensors]).norm())
+
+
+def features():
+    """Clouds that overlap, one a class."""
+    generator = np.random.default_rng(0)
+    centres, y = generator.normal(size=(8, 12)), generator.integers(0, 8, 500)
+    x = torch.from_numpy(centres[y] + 1.5 * generator.normal(size=(500, 12))).float()
+    y = torch.from_numpy(y)
+    return Features(x[:300], y[:300], x[300:], y[300:], 8)
+
+
+def found_knn():
+    given, chosen = features(), Knn(k=20, temperature=0.07)
+    scores = knn.knn_scores(given, chosen)
+    own = scores.gather(1, given.val_labels[:, None])[:, 0] / scores.sum(dim=1)
+    return {**knn.compute(given, chosen), "share_of_own": float(own.mean()), "norm.scores": norm([scores])}
+
+
+def found_linear():
+    given = features()
+    chosen = Linear([0.1, 1.0], [1e-3], epochs=5, batch=64, momentum=0.9, minival=0.2, seed=0)
+    weight, bias = linear.fit(given.train, given.train_labels, [(0.1, 1e-3)], 8, chosen)
+    return {**linear.compute(given, chosen), "norm.weight": norm([weight]), "norm.bias": norm([bias])}
+
+
+FOUND = {"train/smog": found_train, "knn": found_knn, "linear": found_linear}
+
+
+def differences(stage, values):
+    """Name what is not as golden.json has it."""
+    golden = json.loads(FILE.read_text())[stage]["values"]
+    assert values.keys() == golden.keys(), f"{stage}: golden.json holds other values; {AGAIN}"
+    apart = []
+    for name, value in values.items():
+        within = {"abs": IMAGES[name]} if name in IMAGES else {"rel": RELATIVE[stage]}
+        if value != pytest.approx(golden[name], **within):
+            apart.append(f"{name}: {golden[name]:.6g} -> {value:.6g}")
+    return apart
+
+
+@pytest.mark.parametrize("stage", FOUND)
+def test_results_change_only_with_their_version(stage):
+    ours, golden = versions()[stage], json.loads(FILE.read_text())[stage]["version"]
+    assert ours == golden, f"{stage} is at version {ours}, golden.json at {golden}; {AGAIN}"
+    apart = differences(stage, FOUND[stage]())
+    assert not apart, f"{stage}: results changed: raise {WHERE[stage]} and {AGAIN}\n" + "\n".join(apart)
+
+
+def changed_temperature(patch):
+    loss = GroupBank.loss
+    patch.setattr(GroupBank, "loss", lambda self, q, groups, own, t: loss(self, q, groups, own, 1.05 * t))
+
+
+def changed_group_momentum(patch):
+    updated = GroupBank.updated
+
+    def other(self, z, own=None):
+        self.momentum = 0.91
+        return updated(self, z, own)
+
+    patch.setattr(GroupBank, "updated", other)
+
+
+def changed_rate(patch):
+    peak = optim.peak
+    patch.setattr(optim, "peak", lambda config: 1.05 * peak(config))
+
+
+def changed_regroup(patch):
+    patch.setattr(GroupBank, "regroup", lambda self, generator: None)
+
+
+def changed_weights_of_neighbours(patch):
+    scores = knn.knn_scores
+    patch.setattr(knn, "knn_scores", lambda x, chosen: scores(x, replace(chosen, temperature=0.071)))
+
+
+def changed_rate_of_heads(patch):
+    error = linear._error
+    patch.setattr(linear, "_error", lambda logits, y, classes: 1.01 * error(logits, y, classes))
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("train/smog", changed_temperature),
+        ("train/smog", changed_group_momentum),
+        ("train/smog", changed_rate),
+        ("train/smog", changed_regroup),
+        ("knn", changed_weights_of_neighbours),
+        ("linear", changed_rate_of_heads),
+    ],
+)
+def test_a_small_change_of_the_code_is_found(stage, change, monkeypatch):
+    change(monkeypatch)
+    assert differences(stage, FOUND[stage]())
+
+
+def test_another_version_asks_to_record_again(monkeypatch):
+    monkeypatch.setattr(Knn, "VERSION", Knn.VERSION + 1)
+    with pytest.raises(AssertionError, match="record again"):
+        test_results_change_only_with_their_version("knn")
+
+
+def record():
+    content = {stage: {"version": version, "values": FOUND[stage]()} for stage, version in versions().items()}
+    FILE.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    record()
