@@ -318,7 +318,8 @@ def test_a_read_only_store_is_one_line(tmp_path: Path, declared: Path, capsys: p
 
 def test_planning_imports_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from ablations.plan import plan, shared; from ablations.stock import Stock\n"
+        "import sys; from pathlib import Path\n"
+        "from ablations.plan import plan, shared; from ablations.stock import Stock\n"
         "stock = Stock(Path(sys.argv[1]))\n"
         "[stock.missing(job) for job in shared([plan('num_groups', ['recipe=demo'])])]\n"
         "assert not {'torch', 'pandas', 'timm', 'scipy', 'submitit'} & set(sys.modules)"
