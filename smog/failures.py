@@ -31,6 +31,7 @@ _NODE = re.compile(
     r"|unspecified launch failure|illegal instruction",
     re.IGNORECASE,
 )
+_CUT = re.compile(r"inline_container|PytorchStreamWriter")  # torch.save on a full disk says no more than this
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _NEAR = 65  # seconds: Slurm sends the signal before a limit up to a minute early
 
@@ -47,7 +48,7 @@ def kind_of(error: BaseException) -> str:
         return "stopped"
     if isinstance(error, MemoryError) or _MEMORY.search(f"{type(error).__name__} {error}"):
         return "memory"
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if (isinstance(error, OSError) and error.errno in _FULL) or _CUT.search(str(error)):
         return "disk"
     if isinstance(error, RuntimeError | ConnectionError) and _NODE.search(str(error)):
         return "node"

@@ -190,6 +190,7 @@ def test_who_was_taken_over_ends_itself(tmp_path: Path) -> None:
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "node"),
         (OSError(errno.ENOSPC, "No space left on device"), "disk"),
         (OSError(errno.EROFS, "Read-only file system"), "disk"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 54656 vs 54552"), "disk"),
         (FileNotFoundError(errno.ENOENT, "No such file"), "code"),
         (ZeroDivisionError(), "code"),
     ],
