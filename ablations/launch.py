@@ -24,6 +24,7 @@ from smog.environment import cores
 from smog.errors import StoppedError, UsageError
 from smog.progress import say
 from smog.schema import Config
+from smog.signals import GRACE
 
 HERE = Path(__file__).parent / "launchers"
 POLL = 2.0  # seconds after which a job that another launch has at hand is looked at again
@@ -197,7 +198,8 @@ def _local(queue: Queue, slots: list[Slot]) -> Iterator[Outcome]:
         for child in children:
             child.process.terminate()
         for child in children:
-            child.process.join()
+            child.process.join(GRACE)
+            child.process.kill()  # what has not saved itself by now hangs; on one that has ended it does nothing
 
 
 def _start(context: multiprocessing.context.ForkServerContext, pack: tuple[Job, ...], slot: Slot) -> _Child:
