@@ -240,7 +240,9 @@ def _status(request: Request, settings: Any, plans: list[Plan], stock: Stock) ->
         Console().print(render(found))
     else:
         with Live(render(found), console=Console(), auto_refresh=False) as live:
-            while found.open:
+            idle = not found.open
+            while found.open or not idle:  # between two jobs nothing runs for a moment
+                idle = not found.open
                 time.sleep(WATCH)
                 found = _look(request, plans)
                 live.update(render(found), refresh=True)
