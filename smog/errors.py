@@ -58,7 +58,7 @@ def exit_code(function: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> 
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (so that closing at exit finds no broken pipe)
         return 0
     except StoppedError as stopped:
-        print(stopped, file=sys.stderr)
+        sys.stderr.write(f"{stopped}\n")  # at once, since all processes of a run say it at the same moment
         return 128 + stopped.number
     except KeyboardInterrupt:
         print(f"stopped; {AGAIN}", file=sys.stderr)
