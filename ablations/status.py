@@ -15,6 +15,7 @@ from ablations.plan import Cell, Plan, shared
 from ablations.policies import POLICIES
 from ablations.stock import DONE, Stock
 from ablations.work import Job
+from reports.build import duration
 from smog.attempts import history, holder, stages
 
 TAIL = 4096  # bytes at the end of metrics.jsonl, in which the last whole line lies
@@ -213,12 +214,12 @@ def summary(found: Status) -> str:
     left = max((state.left or 0.0 for state in found.states.values() if state.name == "running"), default=0.0)
     waste = sum(state.waste for state in found.states.values())
     return "; ".join(
-        part for part in (runs, apart, f"{_clock(left)} left of what runs" * bool(left), _wasted(waste)) if part
+        part for part in (runs, apart, f"{duration(left)} left of what runs" * bool(left), _wasted(waste)) if part
     )
 
 
 def _wasted(seconds: float) -> str:
-    return f"{_clock(seconds)} spent on attempts that left no result" if seconds >= 1 else ""
+    return f"{duration(seconds)} spent on attempts that left no result" if seconds >= 1 else ""
 
 
 def _table(plan: Plan, found: Status) -> Any:
@@ -253,7 +254,7 @@ def _row(cell: Cell, found: Status) -> list[Any]:
         Text(cell.label + (" (baseline)" if cell.baseline and cell.label != "baseline" else "")),
         f"{done}/{len(runs)}",
         Text(", ".join(dict.fromkeys(map(_now, states))), style="" if done == len(runs) else "yellow"),
-        "" if left is None else _clock(left),
+        "" if left is None else duration(left),
         "" if loss is None else f"{loss:.3f}",
         Text(_mean(values, len(runs)), style="" if complete else "bright_black"),
     ]
@@ -272,11 +273,3 @@ def _mean(values: Sequence[float], planned: int) -> str:
     mean = f"{statistics.fmean(values):.2f}"
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{mean}{spread}" + (f" (n = {len(values)}/{planned})" if len(values) < planned else "")
-
-
-def _clock(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
