@@ -7,16 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ablations.plan import Cell, Plan
-from ablations.stock import DONE, Stock
+from ablations.stock import Stock
 from ablations.work import Job
 from smog.errors import UsageError, nearest
 from smog.identity import ingredients
-from smog.store import read_json
+from smog.store import DONE, read_json
 
-SHOWN = 3  # near runs of the store that are compared when the grid was never launched
+LOOK = 200  # the newest finished runs, among which the nearest is looked for: reading a configuration takes 10 ms
 
 
 @dataclass(frozen=True)
@@ -92,9 +90,11 @@ def _recorded(plan: Plan, stock: Stock, label: str, seed: int) -> str | None:
 
 
 def _nearest(stock: Stock, new: dict[str, Any]) -> str | None:
-    """Return the finished run of the store that differs in the fewest ingredients."""
-    finished = [run for run in sorted(stock.runs) if stock.read(stock.store / run / DONE)]
-    return min(finished, key=lambda run: len(_changes(_stored(stock.store / run), new)), default=None)
+    """Return the run that differs in the fewest ingredients, among the newest finished ones of the store."""
+    done = {run: stock.read(stock.store / run / DONE) for run in sorted(stock.runs)}
+    ends = {run: str(one.get("finished")) for run, one in done.items() if one}
+    finished = sorted(ends, key=ends.__getitem__)
+    return min(finished[-LOOK:], key=lambda run: len(_changes(_stored(stock.store / run), new)), default=None)
 
 
 def _stored(folder: Path) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _tasks(stock: Stock, job: Job, missing: Sequence[str]) -> Iterator[Change]:
         for path in sorted((stock.store / job.run / "results").glob(f"{name}@*.json")):
             if result := stock.read(path):
                 old, new = result["settings"], asdict(job.tasks[name])
-                found = _changes(old, yaml.safe_load(yaml.safe_dump(new)))
+                found = _changes(old, new)
                 version = result.get("version"), job.tasks[name].VERSION
                 yield from (Change(f"{name}.{one.name}", one.old, one.new) for one in found)
                 if not found:

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ablations.plan import Cell, Plan, difference, shared
-from ablations.price import Price, Pricer, Total, hours, total
+from ablations.price import Price, Pricer, Total, total
 from ablations.stock import Stock
 from ablations.work import Job
+from smog.cost_text import duration
 
 SHOWN = 2  # differences of a cell in a line for people; format=json has all
 
@@ -83,7 +84,7 @@ def _row(plan: Plan, cell: Cell, found: Preview) -> tuple[str, ...]:
         _differs(plan, cell),
         f"{there}/{len(runs)}",
         ", ".join(stages),
-        hours(priced / 3600) if priced else "",
+        duration(priced / 3600) if priced else "",
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ablations.stock import Stock
 from ablations.work import Job
+from smog.cost_text import duration, si
 from smog.data.sources import open_source
 from smog.errors import UsageError, nearest
 from smog.identity import cost_kind
@@ -46,7 +47,7 @@ class Total:
             return "nothing to pay for"
         origin = ", ".join(f"{runs} runs {origin}" for origin, runs in self.origins.items())
         apart = f"; {self.tasks} tasks that were never measured are not counted" if self.tasks else ""
-        figures = f"{hours(self.hours)} of the device, {hours(self.wall)} on the clock, {_bytes(self.disk)}"
+        figures = f"{duration(self.hours)} of the device, {duration(self.wall)} on the clock, {si(self.disk, 'B')}"
         return f"{figures}: {origin}{apart}"
 
 
@@ -147,18 +148,3 @@ def _own_gpu() -> str:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def hours(count: float) -> str:
-    """Return hours in words: 3 days, 5 h, 20 min, 8 s."""
-    for unit, length in (("days", 24.0), ("h", 1.0), ("min", 1 / 60)):
-        if count >= 2 * length:
-            return f"{count / length:,.3g} {unit}"
-    return f"{count * 3600:.2g} s"
-
-
-def _bytes(count: int) -> str:
-    for power, letter in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if count >= 10**power:
-            return f"{count / 10**power:.3g} {letter}B"
-    return f"{count} B"

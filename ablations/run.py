@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from ablations.request import Request, parse
 from smog.errors import UsageError, exit_code
+from smog.progress import say
 
 if TYPE_CHECKING:
     from ablations.launch import Inline, Local
@@ -101,7 +102,7 @@ def _plan(request: Request, settings: Any, plans: list[Plan], stock: Stock) -> i
     found = _preview(request, settings, plans, stock)
     print(json.dumps(as_json(found)) if request.json else to_text(found))  # indented it takes seconds for 10,000 cells
     for path in stock.damaged:
-        _say(f"{path} is no readable JSON: it would be computed again")
+        say(f"{path} is no readable JSON: it would be computed again")
     return 0
 
 
@@ -130,7 +131,7 @@ def _run(request: Request, settings: Any, plans: list[Plan], stock: Stock) -> in
     from ablations.preview import counts
     from smog.store import grid_path, write_grid
 
-    _say(f"{', '.join(plan.name for plan in plans)}: {counts(found)}")
+    say(f"{', '.join(plan.name for plan in plans)}: {counts(found)}")
     for plan in plans:
         record = plan.record()
         if found.to_do or not grid_path(request.store, record).exists():
@@ -187,7 +188,7 @@ def _work(request: Request, settings: Any, found: Preview) -> list[dict[str, str
             number += 1
             left = (time.monotonic() - started) / number * (len(jobs) - number)
             state = f"done in {outcome.seconds:.0f} s" if outcome.done else f"failed: {outcome.reason}"
-            _say(f"[{number}/{len(jobs)}] {outcome.job.title}: {state}; about {left / 60:.1f} min left")
+            say(f"[{number}/{len(jobs)}] {outcome.job.title}: {state}; about {left / 60:.1f} min left")
             if not outcome.done:
                 log = log_path(outcome.job.config)
                 failed.append(_failure(outcome, str(log) if log.exists() else ""))
@@ -219,7 +220,7 @@ def _tables(request: Request, plans: Sequence[Plan], failed: list[dict[str, str]
         print("\n\n".join(to_text(request.store, plan.record()) for plan in plans), end="")
     for one in failed:
         log = f" (log: {one['log']})" if one["log"] else ""
-        _say(f"failed: {one['job']}: {one['error']}{log}" + (f"; {one['help']}" if one["help"] else ""))
+        say(f"failed: {one['job']}: {one['error']}{log}" + (f"; {one['help']}" if one["help"] else ""))
     return 1 if failed else 0
 
 
@@ -270,10 +271,6 @@ def _cancel(request: Request, settings: Any, plans: list[Plan], stock: Stock) ->
     else:
         print("\n".join([*stopped, f"{len(stopped)} stopped"]))
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 ACTIONS: dict[str, Callable[[Request, Any, list[Any], Any], int]] = {

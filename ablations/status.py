@@ -13,14 +13,15 @@ from typing import Any
 
 from ablations.plan import Cell, Plan, shared
 from ablations.policies import POLICIES
-from ablations.stock import DONE, Stock
+from ablations.stock import Stock
 from ablations.work import Job
 from reports.build import duration
 from smog.attempts import history, holder, stages
+from smog.store import DONE
 
 TAIL = 4096  # bytes at the end of metrics.jsonl, in which the last whole line lies
 SHOWN = 40  # cells that a terminal shows; format=json has all
-BAD = ("done", None)
+FINE = ("done", None)  # outcomes without waste
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _waste(folder: Path, stock: Stock, tried: Mapping[str, Sequence[Mapping[str,
     waste = 0.0
     for stage, attempts in tried.items():
         spent = sum(one.get("seconds", 0.0) for one in attempts)
-        if not any(one["outcome"] not in BAD for one in attempts):
+        if not any(one["outcome"] not in FINE for one in attempts):
             continue
         kept = _kept(folder, stock) if stage == "train" else 0.0
         if stage != "train" and attempts[-1]["outcome"] == "done":

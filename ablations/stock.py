@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ablations.work import Job
-from smog.attempts import stages
 from smog.progress import say
-from smog.store import result_path, run_folders
+from smog.store import DONE, result_path, run_folders
 from smog.tasks import protocol
-
-DONE = "done"
 
 
 class Stock:
@@ -77,7 +73,3 @@ class Stock:
             if done and done.get("steps") and "kind" in done:
                 found[done["kind"]].append({**done, "run": run})
         return found
-
-    def attempted(self, jobs: Sequence[Job]) -> dict[str, list[str]]:
-        """Return the stages that were ever attempted, by run."""
-        return {job.run: stages(self.store / job.run) for job in jobs if job.run in self.runs}

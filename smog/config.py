@@ -93,10 +93,10 @@ def _is_derived(tree: Any, name: str) -> bool:
 def _put(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
     """Return a dataclass, or a dictionary of free keys, with one value inside it set."""
     first, *rest = path
-    if not is_dataclass(node):
+    if isinstance(node, dict):
         return {**node, first: value}
     inner = _put(getattr(node, first), rest, value, key) if rest else _typed(kinds_of(type(node))[first], value, key)
-    return replace(node, **{first: inner})  # type: ignore[type-var]
+    return replace(node, **{first: inner})
 
 
 @functools.cache

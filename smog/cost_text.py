@@ -21,23 +21,23 @@ def as_text(found: dict[str, Any]) -> str:
 
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     plan, flops = found["schedule"], found["flops"]
-    yield "parameters", ", ".join(f"{name.replace('_', ' ')} {_si(n)}" for name, n in found["parameters"].items())
+    yield "parameters", ", ".join(f"{name.replace('_', ' ')} {si(n)}" for name, n in found["parameters"].items())
     yield "images", f"{plan['train_images']:,} ({plan['train_images_from']})"
     yield "schedule", f"{plan['steps']:,} steps of {plan['batch']:,} images: {plan['epochs']:g} epochs"
     yield "", f"{plan['effective_epochs']:.4g} effective epochs, counting the area of all crops in global ones"
-    yield "seen", f"{_si(plan['images_seen'], ' images')}, {_si(plan['crops_seen'], ' crops')}"
-    sides = (f"{_si(value, 'FLOP')} at {side} px" for side, value in flops["backbone_forward"].items())
+    yield "seen", f"{si(plan['images_seen'], ' images')}, {si(plan['crops_seen'], ' crops')}"
+    sides = (f"{si(value, 'FLOP')} at {side} px" for side, value in flops["backbone_forward"].items())
     yield "backbone", f"forward {', '.join(sides)}"
     yield (
         "a step",
-        f"{_si(flops['step'], 'FLOP')}: {_si(flops['image'])} an image, {_si(flops['groups'])} on the groups",
+        f"{si(flops['step'], 'FLOP')}: {si(flops['image'])} an image, {si(flops['groups'])} on the groups",
     )
-    yield "the run", _si(flops["run"], "FLOP")
+    yield "the run", si(flops["run"], "FLOP")
 
 
 def _memory(memory: dict[str, dict[str, int]]) -> str:
     names = next(iter(memory.values()), {})
-    rows = [[name.replace("_", " "), *(_si(parts[name], "B") for parts in memory.values())] for name in names]
+    rows = [[name.replace("_", " "), *(si(parts[name], "B") for parts in memory.values())] for name in names]
     return tabulate(rows, ("memory of each", *memory), "plain", colalign=("left", *["right"] * len(memory)))
 
 
@@ -46,11 +46,12 @@ def _devices(devices: list[dict[str, Any]]) -> str:
     for row in devices:
         share = f"{row['utilisation']:.0%} of {row['peak_tflops']:g}" if row["peak_tflops"] else ""
         fits = {True: "yes", False: "no", None: ""}[row["fits"]]
-        rows.append((row["name"], row["precision"] or "-", share, fits, _duration(row["hours"]), row["source"]))
+        rows.append((row["name"], row["precision"] or "-", share, fits, duration(row["hours"]), row["source"]))
     return tabulate(rows, ("device", "in", "TFLOP/s", "fits", "time", "rate from"), "plain", disable_numparse=True)
 
 
-def _duration(hours: float | None) -> str:
+def duration(hours: float | None) -> str:
+    """Return hours in words: ``2.5 days``, ``3 h``, ``20 min``, ``8 s``."""
     if hours is None:
         return "-"
     for unit, length in (("days", 24.0), ("h", 1.0), ("min", 1 / 60)):
@@ -59,7 +60,7 @@ def _duration(hours: float | None) -> str:
     return f"{hours * 3600:.2g} s"
 
 
-def _si(value: float, unit: str = "") -> str:
+def si(value: float, unit: str = "") -> str:
     """Return a number with three digits and the letter of its size: ``23.5 MB``."""
     for power, letter in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
         if value >= 10**power:

@@ -27,11 +27,11 @@ KINDS = {
 }
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|OutOfMemory", re.IGNORECASE)
 _NODE = re.compile(
-    r"gloo|nccl|ECC error|device unavailable|no CUDA-capable device|CUDA driver|hardware|fell off the bus"
+    r"gloo|nccl|ECC error|device unavailable|no CUDA-capable device|CUDA driver|fell off the bus"
     r"|unspecified launch failure|illegal instruction",
     re.IGNORECASE,
 )
-_CUT = re.compile(r"inline_container|PytorchStreamWriter")  # torch.save on a full disk says no more than this
+_CUT = re.compile(r"PytorchStreamWriter|inline_container.*unexpected pos")  # torch.save on a full disk
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _NEAR = 65  # seconds: Slurm sends the signal before a limit up to a minute early
 

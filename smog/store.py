@@ -14,6 +14,7 @@ from smog.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+DONE = "done"  # the file of a finished run, written last
 RUN_ID = re.compile(r"[0-9a-f]{12}")
 COLUMNS = (
     "run_id", "group_id", "seed", "task", "protocol", "metric", "value",

@@ -37,10 +37,9 @@ from smog.progress import say
 from smog.records import Records, open_records
 from smog.schema import Config
 from smog.signals import StopSignals
-from smog.store import write_atomically, write_json
+from smog.store import DONE, write_atomically, write_json
 from smog.turns import Course, Lines, Pack
 
-DONE = "done"
 LEAST_SCALE = 1.0  # of fp16's loss, which starts at 65,536 and halves with every step whose gradients are not finite
 
 

@@ -6,7 +6,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -44,7 +44,7 @@ class Seat:
     number: int
     course: Course
     streams: tuple[Tensor, Tensor | None] | None = None
-    run: Run = None  # type: ignore[assignment]  # there as long as its course goes on
+    run: Run = field(init=False)  # there as long as its course goes on
 
 
 class Pack:
@@ -64,7 +64,7 @@ class Pack:
     @property
     def batches(self) -> Batches | None:
         """The batches that all runs share, once one of them has opened the images."""
-        return next((seat.run.batches for seat in self.open if seat.run), None)
+        return next((seat.run.batches for seat in self.open if hasattr(seat, "run")), None)
 
     def train(self, courses: Sequence[Course]) -> list[Exception | None]:
         """Lead all runs to their ends; return why those that failed did. Raises StoppedError after a signal to stop."""
@@ -151,7 +151,7 @@ class Pack:
 
     def _leave(self, seat: Seat) -> None:
         self.open.remove(seat)
-        del seat.run
+        vars(seat).pop("run", None)
 
 
 def _streams() -> tuple[Tensor, Tensor | None]:

@@ -20,9 +20,9 @@ from smog.environment import now, peak_memory, provenance
 from smog.errors import RunError, UsageError
 from smog.identity import group_id, run_id
 from smog.schema import Config
-from smog.store import write_json
+from smog.store import DONE, write_json
 from smog.tasks import protocol
-from smog.training import DONE, choose_device, device_name, precision
+from smog.training import choose_device, device_name, precision
 
 BATCH = 256
 
