@@ -9,19 +9,20 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ablations.policies import POLICIES, SAME
 from ablations.work import Job, Outcome, stopped, work
 from smog.config import build, compose_raw, key_names, with_runtime
-from smog.environment import cores
+from smog.environment import cores, gpus
 from smog.errors import StoppedError, UsageError
+from smog.identity import run_id
 from smog.progress import say
 from smog.schema import Config
 from smog.signals import GRACE
@@ -37,10 +38,17 @@ class Local:
     slots: int
     threads: int
 
+    @property
+    def at_once(self) -> int:
+        """How many processes work side by side."""
+        return self.slots or gpus() or cores()
+
 
 @dataclass(frozen=True)
 class Inline:
     """The settings of launch=inline: none."""
+
+    at_once: ClassVar[int] = 1
 
 
 def launcher_settings(how: str, overrides: Sequence[str]) -> Local | Inline:
@@ -115,8 +123,8 @@ class Queue:
         self.packs.clear()
 
 
-def attempt(pack: Sequence[Job]) -> list[Outcome]:
-    """Do a pack of jobs, whatever happens in it; a signal to stop ends it with that."""
+def endings(pack: Sequence[Job]) -> list[Outcome]:
+    """Do a pack of jobs and say how each ended; a signal to stop is one of the endings."""
     started = time.monotonic()
     try:
         return work(pack)
@@ -142,13 +150,10 @@ class Slot:
 
 
 def _slots(packs: int, chosen: Local) -> list[Slot]:
-    import torch
-
-    gpus = torch.cuda.device_count()
-    count = max(1, min(packs, chosen.slots or gpus or cores()))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    count, devices = max(1, min(packs, chosen.at_once)), gpus()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices)))).split(",")
     threads = chosen.threads or max(1, cores() // count)
-    return [Slot(threads, {"CUDA_VISIBLE_DEVICES": visible[i % gpus]} if gpus else {}) for i in range(count)]
+    return [Slot(threads, {"CUDA_VISIBLE_DEVICES": visible[i % devices]} if devices else {}) for i in range(count)]
 
 
 @dataclass
@@ -179,9 +184,7 @@ def _killed(code: int | None) -> tuple[str, str]:
 
 def _local(queue: Queue, slots: list[Slot]) -> Iterator[Outcome]:
     """Keep every slot busy with one process a pack: what crashes takes only itself along."""
-    # The server imports all code once, before anybody edits it; its children are forked from it in milliseconds.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ablations.server"])
+    context = _served()
     free, children = list(slots), list[_Child]()
     try:
         while queue.packs or children:
@@ -202,6 +205,26 @@ def _local(queue: Queue, slots: list[Slot]) -> Iterator[Outcome]:
             child.process.kill()  # what has not saved itself by now hangs; on one that has ended it does nothing
 
 
+def _served() -> multiprocessing.context.ForkServerContext:
+    """Start the server, which imports all code of this checkout once; its children are forked from it in milliseconds.
+
+    It looks for what it preloads where its environment says, and not where this process does (Python 3.11): without
+    the two it would take the code of the folder that the command is typed in, or of an installed checkout.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ablations.server"])
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), *filter(None, [before["PYTHONPATH"]])])
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ.update({name: value} if value is not None else {})
+    return context
+
+
 def _start(context: multiprocessing.context.ForkServerContext, pack: tuple[Job, ...], slot: Slot) -> _Child:
     answer, end = context.Pipe()
     log = log_path(pack[0].config)
@@ -214,8 +237,6 @@ def _start(context: multiprocessing.context.ForkServerContext, pack: tuple[Job, 
 
 def log_path(config: Config) -> Path:
     """Return where the output of a run's process goes; that of a pack goes to its first run's."""
-    from smog.identity import run_id
-
     return Path(config.runtime.store) / "logs" / f"{run_id(config)}.txt"
 
 
@@ -227,11 +248,7 @@ def _in_child(pack: tuple[Job, ...], slot: Slot, log: str, answer: Connection) -
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     own = [_with_threads(job, slot.threads) for job in pack]
-    outcomes = attempt(own)
-    try:
-        answer.send([Outcome(job, o.kind, o.seconds, o.reason, o.trace) for job, o in zip(pack, outcomes, strict=True)])
-    except Exception:
-        traceback.print_exc()
+    answer.send([replace(ended, job=job) for job, ended in zip(pack, endings(own), strict=True)])
 
 
 def _with_threads(job: Job, threads: int) -> Job:

@@ -86,14 +86,8 @@ def _launcher(request: Request) -> Inline | Local | Slurm:
 
 def _preview(request: Request, settings: Any, plans: list[Plan], stock: Stock) -> Preview:
     from ablations.preview import preview
-    from smog.environment import cores
 
-    at_once = {
-        "inline": 1,
-        "local": getattr(settings, "slots", 0) or cores(),
-        "slurm": getattr(settings, "parallel", 1),
-    }
-    return preview(plans, stock, at_once[request.how], getattr(settings, "device", ""))
+    return preview(plans, stock, settings.at_once, getattr(settings, "device", ""))
 
 
 def _plan(request: Request, settings: Any, plans: list[Plan], stock: Stock) -> int:
@@ -102,7 +96,7 @@ def _plan(request: Request, settings: Any, plans: list[Plan], stock: Stock) -> i
     found = _preview(request, settings, plans, stock)
     print(json.dumps(as_json(found)) if request.json else to_text(found))  # indented it takes seconds for 10,000 cells
     for path in stock.damaged:
-        say(f"{path} is no readable JSON: it would be computed again")
+        say(f"{path} is damaged: it would be computed again")
     return 0
 
 
@@ -184,7 +178,7 @@ def _work(request: Request, settings: Any, found: Preview) -> list[dict[str, str
     jobs = found.to_do
     failed, started, number = [], time.monotonic(), 0
     with StopSignals():
-        for outcome in launch(packs(jobs, request.pack, settings), settings):
+        for outcome in launch(packs(jobs, request.pack, settings.at_once), settings):
             number += 1
             left = (time.monotonic() - started) / number * (len(jobs) - number)
             state = f"done in {outcome.seconds:.0f} s" if outcome.done else f"failed: {outcome.reason}"
@@ -236,7 +230,7 @@ def _status(request: Request, settings: Any, plans: list[Plan], stock: Stock) ->
 
     found = _look(request, plans)
     if request.json:
-        print(json.dumps(as_json(found), indent=1))
+        print(json.dumps(as_json(found)))
     elif not request.watch:
         Console().print(render(found))
     else:

@@ -68,6 +68,11 @@ class Slurm:
     classes: list[dict[str, Any]]
     device: str
 
+    @property
+    def at_once(self) -> int:
+        """How many jobs run side by side."""
+        return self.parallel
+
 
 @dataclass(frozen=True)
 class Submission:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,6 +182,25 @@ def test_a_killed_launcher_leaves_nobody_at_work(tmp_path: Path) -> None:
     while at_work(store) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not at_work(store)
+
+
+def test_code_edited_while_a_grid_runs_changes_none_of_its_jobs(tmp_path: Path) -> None:
+    """In a copy of the code, which is then broken in every module that a job needs."""
+    root, copy, store = Path(__file__).parents[1], tmp_path / "copy", tmp_path / "store"
+    for package in ("smog", "ablations", "reports"):
+        shutil.copytree(root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__", "output"))
+    command = [sys.executable, str(copy / "ablations" / "run.py"), "grid=num_groups", "recipe=smoke", "seeds=[0]"]
+    command += ["method.cache_size=1000", f"store={store}", "launch.slots=1"]
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+        while process.poll() is None and not list(store.glob("*/done")):
+            time.sleep(0.02)
+        for path in [*copy.glob("smog/**/*.py"), *copy.glob("ablations/*.py")]:
+            if path.name not in ("results.py", "__init__.py"):  # the first is the launcher's own, for the table
+                path.write_text("raise RuntimeError('edited')\n")
+        code = process.wait(timeout=300)
+    assert code == 0, (tmp_path / "said").read_text()
+    assert len(list(store.glob("*/done"))) == 6
 
 
 def at_work(store: Path) -> list[int]:
