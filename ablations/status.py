@@ -17,6 +17,7 @@ from ablations.stock import Stock
 from ablations.work import Job
 from reports.build import duration
 from smog.attempts import history, holder, stages
+from smog.failures import KINDS
 from smog.store import DONE
 
 TAIL = 4096  # bytes at the end of metrics.jsonl, in which the last whole line lies
@@ -200,7 +201,7 @@ def render(found: Status) -> Any:
     for cause in causes(found):
         jobs = cause["jobs"]
         more = f" and {len(jobs) - 3} more" if len(jobs) > 3 else ""
-        parts.append(Text(f"{cause['kind']}: {', '.join(jobs[:3])}{more}", style="red"))
+        parts.append(Text(f"{KINDS[cause['kind']]}: {', '.join(jobs[:3])}{more}", style="red"))
         parts.append(Text(f"  {cause['reason']}"))
         if cause["help"]:
             parts.append(Text(f"  {cause['help']}", style="dim"))

@@ -13,6 +13,11 @@ from smog.progress import say
 from smog.store import DONE, result_path, run_folders
 from smog.tasks import protocol
 
+WHOLE = {  # what a file must hold to be one, by its name or its folder's
+    DONE: {"steps", "seconds"},
+    "results": {"run_id", "metrics", "cost", "inputs", "provenance"},
+}
+
 
 class Stock:
     """A store as it was when it was looked at; each file is read once, a damaged one counts as missing."""
@@ -33,7 +38,7 @@ class Stock:
     def _load(self, path: Path) -> dict[str, Any] | None:
         try:
             found = json.loads(path.read_bytes())
-            if isinstance(found, dict):
+            if isinstance(found, dict) and found.keys() >= WHOLE.get(path.name, WHOLE.get(path.parent.name, set())):
                 return found
         except OSError:
             return None
@@ -61,7 +66,7 @@ class Stock:
         """Move damaged files out of the way, and say so: what they held is computed again."""
         for path in self.damaged:
             path.rename(path.with_name(f"{path.name}.damaged"))
-            say(f"{path} is no readable JSON; it lies beside its place as {path.name}.damaged, and is computed again")
+            say(f"{path} is damaged; it lies beside its place as {path.name}.damaged, and is computed again")
         self.damaged.clear()
 
     @cached_property

@@ -166,9 +166,15 @@ def owner() -> dict[str, Any]:
         "pid": os.getpid(),
         "born": born(os.getpid()),
         "job": job,
+        "start": _start(),
         "node": os.environ.get("SLURMD_NODENAME", ""),
         "launch": os.environ.get("SMOG_LAUNCH", ""),
     }
+
+
+def _start() -> int:
+    """Return how often the Slurm job of this process was started before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 @functools.cache
@@ -211,7 +217,7 @@ def alive(path: Path, record: Mapping[str, Any]) -> bool | None:
     if local(record):
         living = bool(record["born"]) and born(record["pid"]) == record["born"]
         return living and (record["pid"] != os.getpid() or path in _ours)
-    if record["job"] and _ended_in_slurm(record["job"]):
+    if record["job"] and _ended_in_slurm(record):
         return False
     try:
         sign = path.stat().st_mtime_ns
@@ -226,10 +232,11 @@ def alive(path: Path, record: Mapping[str, Any]) -> bool | None:
     return True if changed else None
 
 
-def _ended_in_slurm(job: str) -> bool:
-    """Say whether Slurm knows that a job does not run now; a requeued one waits under the same number."""
-    if job == slurm_job():
-        return True  # we are its next start: the one before has ended
+def _ended_in_slurm(record: Mapping[str, Any]) -> bool:
+    """Say whether Slurm knows that an owner's job does not run now; a requeued one waits under the same number."""
+    job = record["job"]
+    if job == slurm_job() and record.get("start", 0) != _start():
+        return True  # we are a later start of it; in the same one an owner on another node may well live
     if not shutil.which("squeue"):
         return False
     try:

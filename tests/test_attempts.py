@@ -153,6 +153,10 @@ def test_the_start_of_a_requeued_job_takes_over_at_once(tmp_path: Path, monkeypa
     with attempt(tmp_path, "train"):
         pass
     elsewhere(tmp_path)
+    monkeypatch.setenv("PATH", "")  # no squeue, which would know better
+    with pytest.raises(BusyError), attempt(tmp_path, "train"):  # another node of the same start
+        pass
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     with attempt(tmp_path, "train"):
         pass
     assert len(history(tmp_path, "train")) == 2

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -222,12 +223,13 @@ def test_an_explanation_names_a_version(
     assert found["missing"] == ["train", "knn", "linear"]
 
 
+@pytest.mark.parametrize("cut", [lambda text: text[:40], lambda text: "{}", lambda text: "[1]"])
 def test_a_damaged_result_is_set_aside_and_computed_again(
-    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], cut: Callable[[str], str]
 ) -> None:
     before = scan(tmp_path / "store").drop(columns=["seconds", "peak_memory", "created"])
     path = sorted((tmp_path / "store").glob("*/results/knn@*.json"))[0]
-    path.write_text(path.read_text()[:40])
+    path.write_text(cut(path.read_text()))
     capsys.readouterr()
     assert main(small) == 0
     assert "computed again" in capsys.readouterr().err
@@ -309,7 +311,9 @@ def test_out_of_memory_is_never_tried_again() -> None:
     assert not queue.packs
 
 
-def test_a_read_only_store_is_one_line(tmp_path: Path, declared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_cannot_be_written_is_one_line(
+    tmp_path: Path, declared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A file stands where the store's folder should: nobody, not even root, can write below it."""
     (tmp_path / "file").write_text("")
     assert main(["grid=num_groups", "recipe=demo", f"store={tmp_path / 'file' / 'store'}"]) == 2
