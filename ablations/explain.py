@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from ablations.plan import Cell, Plan
 from ablations.stock import Stock
 from ablations.work import Job
 from smog.errors import UsageError, nearest
-from smog.identity import ingredients
+from smog.identity import as_dict, ingredients
 from smog.store import DONE, read_json
 
 LOOK = 200  # the newest finished runs, among which the nearest is looked for: reading a configuration takes 10 ms
@@ -118,7 +118,7 @@ def _tasks(stock: Stock, job: Job, missing: Sequence[str]) -> Iterator[Change]:
     for name in missing:
         for path in sorted((stock.store / job.run / "results").glob(f"{name}@*.json")):
             if result := stock.read(path):
-                old, new = result["settings"], asdict(job.tasks[name])
+                old, new = result["settings"], as_dict(job.tasks[name], science_only=True)
                 found = _changes(old, new)
                 version = result.get("version"), job.tasks[name].VERSION
                 yield from (Change(f"{name}.{one.name}", one.old, one.new) for one in found)

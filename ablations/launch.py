@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from ablations.policies import POLICIES, SAME
 from ablations.work import Job, Outcome, stopped, work
-from smog.config import build, compose_raw, key_names, with_runtime
+from smog.config import build, compose_raw, with_runtime
 from smog.environment import cores, gpus
 from smog.errors import StoppedError, UsageError
 from smog.identity import run_id
@@ -54,7 +54,7 @@ class Inline:
 def launcher_settings(how: str, overrides: Sequence[str]) -> Local | Inline:
     """Return the settings of a launcher of this machine: its file and overrides such as ``slots=2``."""
     schema: Any = {"local": Local, "inline": Inline}[how]
-    chosen = build(schema, compose_raw(HERE, how, overrides, key_names(schema)))
+    chosen = build(schema, compose_raw(HERE, how, overrides, schema))
     if isinstance(chosen, Local) and min(chosen.slots, chosen.threads) < 0:
         raise UsageError(f"launch.slots={chosen.slots}, launch.threads={chosen.threads}: 0 or more expected")
     return chosen

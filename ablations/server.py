@@ -5,6 +5,7 @@ import __main__
 import ablations.launch
 import smog.cost
 import smog.loggers
+import smog.pretrained
 import smog.tasks.knn
 import smog.tasks.linear
 import smog.tasks.result

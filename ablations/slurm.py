@@ -99,7 +99,7 @@ class Submission:
 
 def slurm_settings(overrides: Sequence[str]) -> Slurm:
     """Return the settings of this launcher: launchers/slurm.yaml and overrides such as ``hours=4``."""
-    chosen = build(Slurm, compose_raw(HERE, "slurm", overrides, key_names(Slurm)))
+    chosen = build(Slurm, compose_raw(HERE, "slurm", overrides, Slurm))
     _check(chosen)
     for number in range(len(chosen.classes)):
         _check(_of_class(chosen, number))

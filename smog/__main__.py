@@ -14,11 +14,14 @@ HELP = """usage: smog train [recipe=demo] [data=garments] [seed=0] [store=runs] 
        smog train action=cost [gpus=1] [format=json] [recipe=demo] [key=value ...]
        smog eval knn|linear RUN [store=runs] [format=json] [key=value ...]
        smog show RUN [store=runs] [format=json]
+       smog export RUN --format timm --out DIR [store=runs]
 
 train  trains one run, or goes on with it where it was cut; running it again does no work. action=cost starts
        nothing: it prints a model of the steps, FLOPs, memory and hours, on so many devices, for which no data is needed
 eval   computes a task from a finished run's frozen backbone, unless its result is in the store
 show   prints a run's configuration, environment, cost and results
+export writes a finished run's backbone into a new folder, with a model card, that timm loads:
+       timm.create_model("local-dir:DIR", pretrained=True)
 
 RUN is a run id or its first characters, a run's folder, or a checkpoint file.
 Keys are those of smog/conf/*.yaml; a wrong one is answered with the nearest names.
@@ -122,6 +125,19 @@ def _show(arguments: list[str]) -> None:
         print(yaml.safe_dump(found, sort_keys=False), end="")
 
 
+def _export(arguments: list[str]) -> None:
+    from smog.export import export
+    from smog.store import find_run
+
+    arguments = plain(arguments, ("format", "out", "store"))
+    store, rest = take(arguments, "store", "runs")
+    kind, rest = take(rest, "format", "timm")
+    out, rest = take(rest, "out", "")
+    if len(rest) != 1 or not out:
+        raise UsageError("smog export needs a run and a folder: smog export RUN --format timm --out DIR")
+    print(export(find_run(Path(store), rest[0]), Path(out), kind))
+
+
 def _yaml(path: Path) -> Any:
     import yaml
 
@@ -134,6 +150,18 @@ def take(arguments: Sequence[str], key: str, default: str) -> tuple[str, list[st
     return (values[-1] if values else default), [a for a in arguments if not a.startswith(f"{key}=")]
 
 
+def plain(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Return the arguments with ``--key value`` and ``--key=value`` written as ``key=value``."""
+    words, result = iter(arguments), []
+    for word in words:
+        key, equals, _ = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or key not in keys:
+            result.append(word)
+        else:
+            result.append(word[2:] if equals else f"{key}={next(words, '')}")
+    return result
+
+
 def take_json(arguments: Sequence[str]) -> tuple[bool, list[str]]:
     """Say whether ``format=json`` or ``--json`` is asked for, and return the other arguments."""
     kind, rest = take(arguments, "format", "text")
@@ -142,7 +170,7 @@ def take_json(arguments: Sequence[str]) -> tuple[bool, list[str]]:
     return kind == "json" or "--json" in rest, [argument for argument in rest if argument != "--json"]
 
 
-COMMANDS = {"train": _train, "eval": _eval, "show": _show}
+COMMANDS = {"train": _train, "eval": _eval, "show": _show, "export": _export}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,32 +18,35 @@ class _Normalise(torch.autograd.Function):
     """x [b, c, ...] of each rank to zero mean and unit variance over all of them; equal numbers on every rank.
 
     One exchange each way. The variance is the mean of the ranks' own and the spread of their means, so that nothing
-    cancels, as it would in a mean of squares.
+    cancels, as it would in a mean of squares. Ranks may hold different numbers of values, as detectors do.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        own = torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0))  # ten times as fast as torch.var_mean
-        means, variances = rows_of_all_ranks(own[None]).unbind(1)
-        mean = means.mean(0)
-        variance = (variances + (means - mean).square()).mean(0)
+    def forward(ctx, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        own = torch.batch_norm_update_stats(x, None, None, 0.0)  # ten times as fast as torch.var_mean
+        values = torch.full_like(own[0], x.numel() // x.shape[1])
+        means, variances, counts = rows_of_all_ranks(torch.stack([*own, values])[None]).unbind(1)
+        count = counts[:, :1].sum()
+        share = counts / count
+        mean = (share * means).sum(0)
+        variance = (share * (variances + (means - mean).square())).sum(0)
         scale = (variance + eps).rsqrt()
         y = (x - _along(mean, x)) * _along(scale, x)
-        ctx.save_for_backward(y, scale)
-        ctx.mark_non_differentiable(mean, variance)
-        return y, mean, variance
+        ctx.save_for_backward(y, scale, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return y, mean, variance, count
 
     @staticmethod
     def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor, None]:
-        y, scale = ctx.saved_tensors
+        y, scale, count = ctx.saved_tensors
         sums = torch.stack([grad.sum(_dims(y)), (grad * y).sum(_dims(y))])
-        mean, slope = (sum_over_ranks(sums) / _count(y)).unbind()  # what moving mean and variance takes from x
+        mean, slope = (sum_over_ranks(sums) / count).unbind()  # what moving mean and variance takes from x
         result = torch.addcmul(_along(-scale * mean, y), grad, _along(scale, y))
         return result.addcmul_(y, _along(-scale * slope, y)), None
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Batch norm over the batches of all ranks, [b, c] or [b, c, ...] each, of equal size.
+    """Batch norm over the batches of all ranks, [b, c] or [b, c, ...] each.
 
     torch.nn.SyncBatchNorm does the same on CUDA, and raises on the CPU. ``drop`` and ``act`` are what timm's
     BatchNormAct2d does after the norm. Evaluation needs no other rank.
@@ -62,9 +65,9 @@ class GlobalBatchNorm(_BatchNorm):
         if not self.training:
             return self.act(self.drop(super().forward(x)))
         wide = x if x.dtype == torch.float64 else x.float()
-        y, mean, variance = _Normalise.apply(wide, self.eps)
+        y, mean, variance, count = _Normalise.apply(wide, self.eps)
         if self.track_running_stats:
-            self._follow(mean, variance * _count(x) / (_count(x) - 1))
+            self._follow(mean, variance * count / (count - 1))
         if self.affine:
             y = torch.addcmul(_along(self.bias, y), y, _along(self.weight, y))
         return self.act(self.drop(y.to(x.dtype)))
@@ -85,11 +88,6 @@ class GlobalBatchNorm(_BatchNorm):
 
 def _dims(x: Tensor) -> list[int]:
     return [0, *range(2, x.dim())]
-
-
-def _count(x: Tensor) -> int:
-    """Return the values a channel over all ranks."""
-    return x.numel() // x.shape[1] * world_size()
 
 
 def _along(values: Tensor, x: Tensor) -> Tensor:

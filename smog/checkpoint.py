@@ -13,14 +13,11 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from smog.config import load
 from smog.distributed import gathered, rank, wait, world_size
 from smog.errors import RunError, UsageError
 from smog.identity import as_dict, run_id
-from smog.models import build_backbone
 from smog.progress import say
 from smog.schema import Config
-from smog.store import find_run
 
 FILE, PREVIOUS = "last.pt", "previous.pt"
 NEXT = "next.pt"  # while it is written
@@ -59,7 +56,7 @@ def save(
         "progress": progress,
     }
     if not rank():
-        _write(folder, content)
+        write(folder, content)
     wait()
 
 
@@ -68,8 +65,8 @@ def _cuda_rng() -> torch.Tensor:
     return torch.cuda.get_rng_state() if torch.cuda.is_initialized() else torch.empty(0, dtype=torch.uint8)
 
 
-def _write(folder: Path, content: dict[str, Any]) -> None:
-    """At every moment of this one of the three files is whole and on the disk."""
+def write(folder: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint in the place of the last; at every moment one of three files is whole and on the disk."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / NEXT, "wb") as file:
         torch.save(content, file)
@@ -90,10 +87,11 @@ def restore(
     folder: Path, config: Config, method: nn.Module, optimizer: Optimizer, scaler: GradScaler | None = None
 ) -> tuple[int, dict[str, Any]]:
     """Load a checkpoint into the method, the optimiser and the generators; return the step to go on with."""
-    content, path = _newest(folder / FILE)
+    content = latest(folder)
     if content.get("run_id") != run_id(config):
         raise UsageError(
-            f"{path} belongs to run {content.get('run_id')}, not to {run_id(config)}{_differences(content, config)}"
+            f"{folder / FILE} belongs to run {content.get('run_id')}, not to {run_id(config)}"
+            f"{_differences(content, config)}"
         )
     try:
         method.load_state_dict(content["method"])
@@ -104,13 +102,19 @@ def restore(
         _restore_streams(content, config.seed)
     except (KeyError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]
-        raise UsageError(f"{path} is of another version of the program ({why}); move {folder} away") from None
-    steps = gathered(step)  # no rank goes on before all have read
+        raise UsageError(f"{folder / FILE} is of another version of the program ({why}); move {folder} away") from None
+    return step, progress
+
+
+def latest(folder: Path) -> dict[str, Any]:
+    """Return the content of the newest whole checkpoint of a folder; all ranks call it, and read the same."""
+    content, path = _newest(folder / FILE)
+    steps = gathered(content.get("step"))  # no rank goes on before all have read
     if len(set(steps)) > 1:
         raise RunError(f"{path}: the processes read it at the steps {steps}; they must see the same files", kind="node")
     if path.name == PREVIOUS and not rank():
         os.replace(path, folder / FILE)  # or the next save would put the damaged file in the place of this one
-    return step, progress
+    return content
 
 
 def own_stream(seed: int, step: int) -> None:
@@ -189,15 +193,12 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_backbone(run: str | Path, store: str | Path = "runs") -> nn.Module:
-    """Return the backbone of a run as a timm module in eval mode: images [b, 3, h, w] to features [b, num_features].
+def load_backbone(ckpt: str | Path, store: str | Path = "runs") -> nn.Module:
+    """Return the backbone of a checkpoint as a timm module in eval mode: images [b, 3, h, w] to [b, num_features].
 
-    ``run`` is a run's id or its first characters, its folder, or its checkpoint file.
+    ``ckpt`` is a run (its id or first characters, its folder, its checkpoint file), an export, or a stranger's file;
+    see smog.pretrained.open_pretrained, which also says where it comes from.
     """
-    folder = find_run(Path(store), str(run))
-    config = load(folder / "config.yaml")
-    state = read(folder / FILE)["method"]
-    backbone = build_backbone(config.backbone, config.views.size)
-    prefix = "backbone."
-    backbone.load_state_dict({key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)})
-    return backbone.eval()
+    from smog.pretrained import open_pretrained  # which reads runs with this module
+
+    return open_pretrained(ckpt, store).network

@@ -100,14 +100,17 @@ def _put(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
 
 
 @functools.cache
-def options(group: str) -> list[str]:
+def options(group: str, folder: Path = CONF) -> list[str]:
     """Return the names that a config group offers, such as the recipes."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(path.stem for path in (folder / group).glob("*.yaml"))
 
 
-def compose_raw(folder: Path, name: str, overrides: Sequence[str], keys: Iterable[str]) -> dict[str, Any]:
-    """Compose YAML without groups and overrides with hydra, after checking the overrides for typos."""
-    return _plain(*_compose_tree(folder, name, overrides, {}, keys, ()))
+def compose_raw(
+    folder: Path, name: str, overrides: Sequence[str], schema: type, groups: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Compose YAML, the chosen files of its groups and overrides with hydra, after checking the overrides for typos."""
+    offered = {group: options(group, folder) for group in groups}
+    return _plain(*_compose_tree(folder, name, overrides, offered, key_names(schema), set(_texts(schema))))
 
 
 def _compose_tree(

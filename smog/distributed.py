@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from smog.attempts import attempt
+from smog.errors import BusyError
 
 control: Any = None  # a process group for messages of the CPU, beside that of the tensors; processes.joined opens it
 
@@ -92,3 +96,18 @@ def rank_0_first() -> Iterator[None]:
     yield
     if not rank():
         wait()
+
+
+@contextlib.contextmanager
+def held(folder: Path, stage: str) -> Iterator[None]:
+    """Hold a stage of a run, rank 0 for all ranks; each raises BusyError where another process has it."""
+    with contextlib.ExitStack() as stack:
+        busy = None
+        if not rank():
+            try:
+                stack.enter_context(attempt(folder, stage))
+            except BusyError as error:
+                busy = str(error), error.certain
+        if refused := gathered(busy)[0]:
+            raise BusyError(*refused)
+        yield

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from smog import checkpoint
-from smog.attempts import attempt
 from smog.config import dump
 from smog.data.images import open_images
 from smog.data.sampler import Batch, Batches, check_batch, check_processes
 from smog.data.sources import open_source, with_fingerprint
 from smog.data.views import normalize
-from smog.distributed import agreed, gathered, rank, rank_0_first, sum_over_ranks, world_size
+from smog.distributed import agreed, gathered, held, rank, rank_0_first, sum_over_ranks, world_size
 from smog.environment import machine, now, peak_memory, provenance
-from smog.errors import BusyError, RunError, UsageError
+from smog.errors import RunError, UsageError
 from smog.gradients import over_ranks
 from smog.identity import cost_kind, group_id, run_id, versions
 from smog.loggers import check_loggers
@@ -87,7 +86,7 @@ def _course(config: Config, folder: Path, pack: Pack) -> Course:
     if any(agreed((folder / DONE).exists())):
         return
     check(config)
-    with _held(folder):
+    with held(folder, "train"):
         if not any(agreed((folder / DONE).exists())):  # or another process was faster
             yield from Run(config, folder, pack.batches).course(pack)
 
@@ -97,21 +96,6 @@ def check(config: Config) -> None:
     check_processes(config, world_size())
     check_loggers(config.runtime.loggers)
     check_batch(config, len(open_source(config.data, "train").labels))
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold the training of a run, rank 0 for all ranks; each raises BusyError where another process has it."""
-    with contextlib.ExitStack() as stack:
-        busy = None
-        if not rank():
-            try:
-                stack.enter_context(attempt(folder, "train"))
-            except BusyError as error:
-                busy = str(error), error.certain
-        if refused := gathered(busy)[0]:
-            raise BusyError(*refused)
-        yield
 
 
 def _own_batches(config: Config) -> Batches:

@@ -166,7 +166,7 @@ def through_norm(name: str, dtype: torch.dtype, half: slice = slice(None)) -> di
 
 def halves(names: list[str]) -> dict[str, dict[str, torch.Tensor]]:
     with joined("cpu"):
-        mine = slice(6 * distributed.rank(), 6 * distributed.rank() + 6)
+        mine = (slice(5), slice(5, 12))[distributed.rank()]  # of different sizes, as a detector's are
         cases = {name: through_norm(name, torch.float64, mine) for name in names}
         cases["float32"] = through_norm("2d", torch.float32, mine)
         with torch.autocast("cpu", torch.bfloat16):

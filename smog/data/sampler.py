@@ -86,7 +86,7 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(count)
 
 
-def loader(batches: Batches, start: int, stop: int, workers: int) -> Iterator[Batch]:
+def loader(batches: Dataset, start: int, stop: int, workers: int) -> Iterator[Any]:
     """Yield the batches from step ``start`` to before ``stop``, made in ``workers`` processes or, at 0, in this one."""
     return iter(
         DataLoader(

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Self
 
 from smog.errors import UsageError
 
+CONF = Path(__file__).parents[1] / "conf" / "task"
+
 
 @dataclass(frozen=True)
-class Knn:
+class Settings(ABC):
+    """The settings of a task. Fields marked as runtime stay out of its identity."""
+
+    VERSION: ClassVar[int]  # of the task's code: raised when the same input would give another number
+    MODULE: ClassVar[str]  # where that code is: compute(features, settings), or of_run(folder, config, settings)
+    FOLDER: ClassVar[Path] = CONF  # of the protocol file, <task>.yaml
+    GROUPS: ClassVar[tuple[str, ...]] = ()  # folders beside it, one of whose files is chosen, such as a schedule
+
+    @abstractmethod
+    def validate(self) -> None:
+        """Check what the types can't say. Raises UsageError."""
+
+    def resolved(self) -> Self:
+        """Return the settings with what only the machine, or the data themselves, can tell."""
+        return self
+
+
+@dataclass(frozen=True)
+class Knn(Settings):
     """Neighbours that vote, and the temperature of their weights exp(cosine / temperature)."""
 
-    VERSION: ClassVar[int] = 1  # of tasks/knn.py: raised when the same features would give another number
+    VERSION: ClassVar[int] = 1
+    MODULE: ClassVar[str] = "smog.tasks.knn"
     k: int
     temperature: float
 
@@ -25,10 +48,11 @@ class Knn:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Settings):
     """The grid of heads that are trained in one pass, and the pass."""
 
-    VERSION: ClassVar[int] = 1  # of tasks/linear.py: raised when the same features would give another number
+    VERSION: ClassVar[int] = 1
+    MODULE: ClassVar[str] = "smog.tasks.linear"
     lrs: list[float]
     weight_decays: list[float]
     epochs: int
@@ -49,4 +73,4 @@ class Linear:
             raise UsageError(f"minival={self.minival}: must be between 0 and 1")
 
 
-TASKS = {"knn": Knn, "linear": Linear}
+TASKS: dict[str, type[Settings]] = {"knn": Knn, "linear": Linear}  # others add theirs: transfer/protocols.py

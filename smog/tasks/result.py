@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from smog.data.images import Images, open_images
 from smog.data.views import normalize, whole_view
 from smog.environment import now, peak_memory, provenance
 from smog.errors import RunError, UsageError
-from smog.identity import group_id, run_id
+from smog.identity import as_dict, group_id, run_id
 from smog.schema import Config
 from smog.store import DONE, write_json
 from smog.tasks import protocol
@@ -38,6 +39,15 @@ class Features:
     classes: int
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a task found: numbers, what they were computed on, and what else its result keeps."""
+
+    metrics: dict[str, float]
+    inputs: dict[str, Any]
+    more: dict[str, Any] = field(default_factory=dict)
+
+
 def compute(folder: Path, task: str, chosen: Any, module: ModuleType, path: Path) -> None:
     """Compute a task and write its result."""
     if not (folder / DONE).exists():
@@ -46,25 +56,40 @@ def compute(folder: Path, task: str, chosen: Any, module: ModuleType, path: Path
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     started = time.monotonic()
-    features = features_of(folder, config)
-    metrics = module.compute(features, chosen)
+    of_run = getattr(module, "of_run", _of_features(module))
+    found = of_run(folder, config, chosen)
+    who = {"run_id": run_id(config), "group_id": group_id(config), "seed": config.seed}
+    write_result(path, who, task, chosen, found, time.monotonic() - started, choose_device(config.runtime.device))
+
+
+def _of_features(module: ModuleType) -> Callable[[Path, Config, Any], Found]:
+    """Return how a task that looks at features alone is computed from a run."""
+
+    def of_run(folder: Path, config: Config, chosen: Any) -> Found:
+        features = features_of(folder, config)
+        inputs = {"data": config.data.fingerprint, "train": len(features.train), "val": len(features.val)}
+        return Found(module.compute(features, chosen), inputs)
+
+    return of_run
+
+
+def write_result(
+    path: Path, who: dict[str, Any], task: str, chosen: Any, found: Found, seconds: float, device: torch.device
+) -> None:
+    """Write a result with all that its numbers stand on. ``who``: run_id, group_id and seed of the checkpoint."""
+    cost = {"seconds": round(seconds, 3), "device": device_name(device), "peak_memory": peak_memory()}
     write_json(
         path,
         {
-            "run_id": run_id(config),
-            "group_id": group_id(config),
-            "seed": config.seed,
+            **who,
             "task": task,
             "protocol": protocol(task, chosen),
             "version": chosen.VERSION,
-            "settings": asdict(chosen),
-            "metrics": metrics,
-            "cost": {
-                "seconds": round(time.monotonic() - started, 3),
-                "device": device_name(choose_device(config.runtime.device)),
-                "peak_memory": peak_memory(),
-            },
-            "inputs": {"data": config.data.fingerprint, "train": len(features.train), "val": len(features.val)},
+            "settings": as_dict(chosen, science_only=True),
+            "metrics": found.metrics,
+            "cost": cost,
+            "inputs": found.inputs,
+            **found.more,
             "provenance": provenance(),
             "created": now(),
         },
