@@ -1,6 +1,8 @@
 """All code that a job may need, imported once by the server of launch=local: what is edited later changes no job."""
 # ruff: noqa: F401, I001
 
+import contextlib
+
 import __main__
 import ablations.launch
 import smog.cost
@@ -11,6 +13,13 @@ import smog.tasks.linear
 import smog.tasks.result
 import smog.training
 from pathlib import Path
+
+with contextlib.suppress(ImportError):  # without the extra packages of [transfer], grids have no task that needs them
+    import transfer.detection
+    import transfer.engines.torchvision
+    import transfer.made
+    import transfer.sheet
+    import transfer.voc
 
 from smog.environment import provenance
 

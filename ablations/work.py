@@ -16,6 +16,7 @@ from smog.failures import kind_of, one_line, trace_of
 from smog.identity import as_dict, run_id
 from smog.schema import Config
 from smog.tasks import schema_of
+from transfer import protocols  # noqa: F401 (which adds its tasks to the known ones)
 
 
 @dataclass(frozen=True)

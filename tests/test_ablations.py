@@ -187,7 +187,7 @@ def test_a_killed_launcher_leaves_nobody_at_work(tmp_path: Path) -> None:
 def test_code_edited_while_a_grid_runs_changes_none_of_its_jobs(tmp_path: Path) -> None:
     """In a copy of the code, which is then broken in every module that a job needs."""
     root, copy, store = Path(__file__).parents[1], tmp_path / "copy", tmp_path / "store"
-    for package in ("smog", "ablations", "reports"):
+    for package in ("smog", "ablations", "reports", "transfer"):
         shutil.copytree(root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__", "output"))
     command = [sys.executable, str(copy / "ablations" / "run.py"), "grid=num_groups", "recipe=smoke", "seeds=[0]"]
     command += ["method.cache_size=1000", f"store={store}", "launch.slots=1"]
@@ -195,7 +195,7 @@ def test_code_edited_while_a_grid_runs_changes_none_of_its_jobs(tmp_path: Path) 
         process = subprocess.Popen(command, stdout=said, stderr=said)
         while process.poll() is None and not list(store.glob("*/done")):
             time.sleep(0.02)
-        for path in [*copy.glob("smog/**/*.py"), *copy.glob("ablations/*.py")]:
+        for path in [part for package in ("smog", "ablations", "transfer") for part in copy.glob(f"{package}/**/*.py")]:
             if path.name not in ("results.py", "__init__.py"):  # the first is the launcher's own, for the table
                 path.write_text("raise RuntimeError('edited')\n")
         code = process.wait(timeout=300)

@@ -156,7 +156,7 @@ def test_an_array_outlives_its_submitter_and_edits_of_the_code(job, repository, 
     """More cells than an array takes, submitted from a copy of the checkout that is broken while they wait."""
     jobs = [job(f"method.num_groups={number}") for number in range(4, 5 + MAX_ARRAY)]
     store, code = tmp_path / "store", tmp_path / "code"
-    for package in ("smog", "ablations"):
+    for package in ("smog", "ablations", "transfer"):
         shutil.copytree(repository / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
     submit_and_die(jobs, store, code)
     (code / "smog" / "training.py").write_text("raise SystemError('edited')\n")

@@ -1,0 +1,1 @@
+"""Detectors of other frameworks, each imported only when it is chosen."""

@@ -1,0 +1,68 @@
+"""A result beside the published rows of the same protocol, as text."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+FILE = Path(__file__).parents[1] / "reports" / "reference" / "detection.csv"
+SHOWN = ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")
+TITLES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
+NAMES = {"fpn": "R50-FPN", "c4": "R50-C4"}
+
+
+def published(protocol: str) -> list[tuple[str, dict[str, float], str]]:
+    """Return the published rows of a protocol such as ``Mask R-CNN R50-FPN 1x``: method, figures and source."""
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    with open(FILE, newline="") as file:
+        for row in csv.DictReader(file):
+            if row["protocol"] == protocol:
+                source = f"{row['source']} ({row['kind']})"
+                rows.setdefault((row["method"], source), {})[row["metric"]] = float(row["value"])
+    return [(method, figures, source) for (method, source), figures in rows.items()]
+
+
+def protocol_name(settings: Mapping[str, Any]) -> str:
+    """Return what papers call a protocol; only a backbone and data that it is for make it one."""
+    kind = "Mask R-CNN" if settings["masks"] else "Faster R-CNN"
+    return f"{kind} {NAMES[settings['head']]} {settings['name']}" if settings["expects"] == "resnet50" else ""
+
+
+def as_text(result: Mapping[str, Any], work: Path) -> str:
+    """Return the result for people: parity, our figures and the published ones, per class, where the pictures are."""
+    settings, own = result["settings"], result["metrics"]
+    names = [name for name in SHOWN if name in own]
+    checkpoint = result["checkpoint"]
+    ours = [f"{checkpoint['kind']} {checkpoint['id']}", *(_figure(own, name) for name in names), ""]
+    full = settings["fraction"] == 1 and settings["data"] != "made"
+    rows = published(protocol_name(settings)) if full else []
+    theirs = [[method, *(_figure(figures, name) for name in names), source] for method, figures, source in rows]
+    header = ["", *(_title(name) for name in names), "source"]
+    engine = result["engine"]
+    worst = max(stage["max_abs"] for stage in result["parity"])
+    lines = [
+        f"{engine['name']} {engine['version']}, {settings['name']}, {result['inputs']['train']} training images; the "
+        f"maps of the converted backbone differ from their source by {worst:.1e} at most",
+        *(f"note: {note}" for note in result["inputs"]["notes"]),
+        tabulate([ours, *theirs], header, disable_numparse=True),
+        tabulate(_classes(result["per_class"]), ["class", "box AP", "mask AP"], disable_numparse=True),
+        f"pictures, curves and the checkpoint: {work}",
+    ]
+    return "\n\n".join(lines)
+
+
+def _classes(found: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    return [[name, *(_figure(figures, key) for key in ("box_ap", "mask_ap"))] for name, figures in found.items()]
+
+
+def _figure(figures: Mapping[str, float], name: str) -> str:
+    return f"{figures[name]:.1f}" if name in figures else ""
+
+
+def _title(name: str) -> str:
+    kind, _, figure = name.partition("_")
+    return f"{kind} {TITLES[figure]}"
