@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from transfer.evaluation import Scores
 from transfer.inference import detect_all
 from transfer.loader import Batches, Sample
 from transfer.optim import build_optimizer
+from transfer.parity import as_text
 from transfer.protocols import Detection, work_folder
 
 METRICS = "metrics.jsonl"
@@ -54,6 +55,8 @@ def fine_tune(source: Pretrained, chosen: Detection, work: Path) -> Found:
     data = {split: open_data(chosen, split) for split in ("train", "val")}
     check_pair(data["train"], data["val"])
     training = Training(source, chosen, data["train"], data["val"], work)
+    if not rank():
+        say(as_text(training.detector.parity))
     scores = training.run()
     return _found(training, scores)
 
@@ -100,15 +103,15 @@ class Training:
         elif not rank():
             self.work.mkdir(parents=True, exist_ok=True)
             self.detector.describe(self.work)
-        log = MetricsLog(self.work / METRICS, self.step) if not rank() else None
         name = f"coco {self.origin['id'][:6]} {self.chosen.head} seed {self.chosen.seed}"
-        with StopSignals() as stop, Progress(self.chosen.steps, self.step, name) as progress:
+        with ExitStack() as opened:
+            log = opened.enter_context(closing(MetricsLog(self.work / METRICS, self.step))) if not rank() else None
+            stop = opened.enter_context(StopSignals())
+            progress = opened.enter_context(Progress(self.chosen.steps, self.step, name))
             stop.patient = True
             self._loop(log, progress, stop)
             stop.patient = False  # all is saved: a signal may end the evaluation, which starts anew
-            scores = self._evaluate(log, progress)
-        if log:
-            log.close()
+            scores = self._evaluate(log)
         if not rank():
             self._close()
         return scores
@@ -125,7 +128,7 @@ class Training:
             if last or self.step % chosen.log_every == 0:
                 self._report(losses, log, progress)
             if not last and self.step in self._looks():
-                self._evaluate(log, progress)
+                self._evaluate(log)
             due = last or time.monotonic() - saved > chosen.checkpoint_every
             number, save = agreed(stop.number, due or stop.number)
             if save:
@@ -189,7 +192,7 @@ class Training:
             log.write(row)
             progress.write(row)
 
-    def _evaluate(self, log: MetricsLog | None, progress: Progress) -> Scores:
+    def _evaluate(self, log: MetricsLog | None) -> Scores:
         """Score the detector as it stands; the moving statistics that training goes on with are put back."""
         with self.detector.precise_statistics(self._precise_batches()):
             self.detector.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,9 @@ def build_detector(source: Pretrained, chosen: Detection, classes: int) -> Detec
     """
     spec = spec_of(source.network)
     _check(source, spec, chosen)
-    engine = importlib.import_module(f"transfer.engines.{chosen.engine}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what detectron2 imports is deprecated here and there; nobody here can mend it
+        engine = importlib.import_module(f"transfer.engines.{chosen.engine}")
     detector: Detector = engine.build(source, spec, chosen, classes)
     given = input_parity(detector.prepare, source.size, source.mean, source.std)
     maps = parity(source.network, spec, detector.stages, source.size, source.mean, source.std)
