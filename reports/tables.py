@@ -17,8 +17,9 @@ from smog.store import read_json, result_path
 Record = dict[str, Any]
 Results = dict[tuple[str, str], dict[str, Any]]  # (run, task) -> what the task wrote
 FIELDS = ("grid", "id", "title", "command", "mode", "axes", "baseline", "seeds", "metric", "tasks", "cells", "context")
-TASKS = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tuned", "semi": "semi-supervised"}
-METRICS = {"top1": "top-1 (%)", "top5": "top-5 (%)"}
+TASKS = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tuned", "semi": "semi-supervised", "coco": "detection"}
+METRICS = {"top1": "top-1 (%)", "top5": "top-5 (%)", "box_ap": "box AP", "mask_ap": "mask AP"}
+HEADLINES = {"coco": ("box_ap", "mask_ap")}  # of the others top-1
 MODES = ("one_factor", "factorial", "zip")
 MISSING = "--"
 MINUS = "\u2212"
@@ -122,9 +123,13 @@ def check_record(record: Record) -> None:
 
 
 def headlines(record: Record) -> list[tuple[str, str]]:
-    """Return the (task, metric) pairs that get a column: top-1 of the probes, and the grid's own metric."""
-    own = tuple(record["metric"].split(".", 1))
-    return [(task, own[1] if task == own[0] else "top1") for task in record["tasks"] if task in TASKS or task == own[0]]
+    """Return the (task, metric) pairs that get a column: top-1 of probes, AP of detectors, the grid's own metric."""
+    own, metric = record["metric"].split(".", 1)
+    found = []
+    for task in record["tasks"]:
+        names = HEADLINES.get(task, ("top1",)) if task in TASKS else ()
+        found += [(task, name) for name in (names if task != own or metric in names else (metric,))]
+    return found
 
 
 def read_results(store: Path, record: Record) -> Results:

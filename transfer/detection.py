@@ -107,7 +107,7 @@ class Training:
         with ExitStack() as opened:
             log = opened.enter_context(closing(MetricsLog(self.work / METRICS, self.step))) if not rank() else None
             stop = opened.enter_context(StopSignals())
-            progress = opened.enter_context(Progress(self.chosen.steps, self.step, name))
+            progress = opened.enter_context(Progress(self.chosen.steps, self.step, name)) if not rank() else None
             stop.patient = True
             self._loop(log, progress, stop)
             stop.patient = False  # all is saved: a signal may end the evaluation, which starts anew
@@ -116,7 +116,7 @@ class Training:
             self._close()
         return scores
 
-    def _loop(self, log: MetricsLog | None, progress: Progress, stop: StopSignals) -> None:
+    def _loop(self, log: MetricsLog | None, progress: Progress | None, stop: StopSignals) -> None:
         saved, chosen = time.monotonic(), self.chosen
         samples = loader(self.batches, self.step, chosen.steps, chosen.workers)
         while self.step < chosen.steps:
@@ -147,7 +147,7 @@ class Training:
         checkpoint.own_stream(self.chosen.seed, self.step)  # for the sampling of regions: nothing to keep for a resume
         for group in self.optimizer.param_groups:
             group["lr"] = self.chosen.rate(self.step)
-        size = self.chosen.micro_batch or len(samples)
+        size = self.batches.part // world_size()
         parts = [samples[start : start + size] for start in range(0, len(samples), size)]
         sums: dict[str, Tensor] = {}
         self.detector.train()
@@ -172,7 +172,7 @@ class Training:
             return self.network.no_sync()
         return nullcontext()
 
-    def _report(self, losses: Mapping[str, Tensor], log: MetricsLog | None, progress: Progress) -> None:
+    def _report(self, losses: Mapping[str, Tensor], log: MetricsLog | None, progress: Progress | None) -> None:
         means = (sum_over_ranks(torch.stack([loss.float() for loss in losses.values()])) / world_size()).tolist()
         row: dict[str, Any] = {
             "step": self.step,
@@ -188,7 +188,7 @@ class Training:
                 f"checkpoint before is kept in {self.work}; try a smaller lr or a longer warmup",
                 kind="nan",
             )
-        if log:
+        if log and progress:
             log.write(row)
             progress.write(row)
 
@@ -234,18 +234,21 @@ class Training:
         content = checkpoint.latest(self.work)
         try:
             self.detector.load_state_dict(content["detector"])
-            self.optimizer.load_state_dict(content["optimizer"])
+            if content["step"] < self.chosen.steps:
+                self.optimizer.load_state_dict(content["optimizer"])
             self.step, self.seconds = content["step"], content["seconds"]
         except (KeyError, ValueError, RuntimeError) as error:
             why = " ".join(str(error).split())[:200]
             raise RunError(f"{self.work} is of another version of the program ({why}); move it away") from None
 
     def _close(self) -> None:
-        """Write the pictures and the curves, and drop what only a resume needs."""
+        """Write the pictures and the curves, and drop what only further steps need."""
         from transfer.sheet import write_curves, write_sheet
 
         write_sheet(self.work / "predictions.png", self.val, self.last)
         write_curves(self.work / "curves.png", list(read_lines(self.work / METRICS)))
+        content = checkpoint.read(self.work / checkpoint.FILE)
+        checkpoint.write(self.work, {name: value for name, value in content.items() if name != "optimizer"})
         checkpoint.forget_previous(self.work)
 
 

@@ -47,17 +47,25 @@ class Batches(TorchDataset):
                 f"batch={settings.batch} is above the {len(usable)} training images with objects; take "
                 f"batch={len(usable)} or less: the rate and the steps follow"
             )
-        if settings.batch % self.world:
-            raise UsageError(f"batch={settings.batch} can't be shared evenly by {self.world} processes")
+        self.part = settings.micro_batch or settings.batch
+        if self.part % self.world:
+            micro = f" in micro-batches of {self.part}" if settings.micro_batch else ""
+            raise UsageError(
+                f"batch={settings.batch}{micro} can't be shared evenly by {self.world} processes: take a multiple of "
+                f"{self.world}"
+            )
 
     def indices(self, step: int) -> np.ndarray:
         """Return the images of a step, int64 [batch]."""
         epoch, place = divmod(step, self.per_epoch)
         return _epoch(self, epoch)[place]
 
+    def own(self, step: int) -> np.ndarray:
+        """Return this process's images of a step, int64 [b]: an equal part of each micro-batch, in order of rank."""
+        return self.indices(step).reshape(-1, self.world, self.part // self.world)[:, self.rank].flatten()
+
     def __getitem__(self, step: int) -> list[Sample]:
-        own = np.array_split(self.indices(step), self.world)[self.rank]
-        return [self.sample(int(index), step // self.per_epoch) for index in own]
+        return [self.sample(index, step // self.per_epoch) for index in self.own(step).tolist()]
 
     def trained_on(self, image: Annotated) -> np.ndarray:
         """Say which objects of an image are trained on, bool [n]: no crowds, but VOC's difficult ones, which are marked
