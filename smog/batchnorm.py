@@ -106,6 +106,8 @@ def synchronize(module: nn.Module) -> nn.Module:
 
 
 def _converted(module: nn.Module) -> nn.Module:
+    if isinstance(module, GlobalBatchNorm):  # reached before, in a part that two others share
+        return module
     if isinstance(module, _BatchNorm):
         if type(module) not in (*PLAIN, BatchNormAct2d):
             raise UsageError(

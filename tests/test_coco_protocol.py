@@ -77,11 +77,15 @@ def test_wrong_settings_are_one_clear_line(more: str, said: str) -> None:
     assert "\n" not in str(found.value)
 
 
-def test_a_missing_detectron2_says_how_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocols.importlib.util, "find_spec", lambda name: None)
+def test_missing_packages_say_how_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = ["detectron2"]
+    monkeypatch.setattr(protocols.importlib.util, "find_spec", lambda name: None if name in lacking else name)
     with pytest.raises(UsageError, match=r"INSTALL\.md"):
         settings("coco", ["engine=detectron2"])
     assert settings("coco", []).engine == "torchvision"
+    lacking.append("faster_coco_eval")
+    with pytest.raises(UsageError, match="the extra transfer"):
+        settings("coco", [])
 
 
 def test_options_become_settings() -> None:

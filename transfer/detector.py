@@ -45,7 +45,7 @@ class Detector(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.frozen: list[nn.Module] = []
+        self.fixed = 0  # stem and stages that stay as they come
 
     @abstractmethod
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -72,14 +72,18 @@ class Detector(nn.Module, ABC):
 
     def freeze(self, count: int) -> None:
         """Let the first ``count`` of stem and stages stay as they come, statistics of batch norm included."""
-        self.frozen = self.stem_and_stages()[:count]
-        for part in self.frozen:
+        self.fixed = count
+        for part in self.frozen():
             part.requires_grad_(False).eval()
+
+    def frozen(self) -> list[nn.Module]:
+        """Return what stays as it comes; looked up each time, since norms are replaced when there are several processes."""
+        return self.stem_and_stages()[: self.fixed]
 
     def train(self, mode: bool = True) -> Detector:
         """Set the mode; what is frozen stays in evaluation."""
         super().train(mode)
-        for part in self.frozen:
+        for part in self.frozen() if self.fixed else ():
             part.eval()
         return self
 
@@ -87,7 +91,7 @@ class Detector(nn.Module, ABC):
     def precise_statistics(self, batches: Iterator[list[Sample]]) -> Iterator[None]:
         """Have the average statistics of these batches in all batch norms that are trained, in place of the moving
         ones, within the body (detectron2's PRECISE_BN)."""
-        free = {id(part) for frozen in self.frozen for part in frozen.modules()}
+        free = {id(part) for frozen in self.frozen() for part in frozen.modules()}
         norms = [part for part in self.modules() if isinstance(part, _BatchNorm) and id(part) not in free]
         before = [{name: value.clone() for name, value in norm.named_buffers(recurse=False)} for norm in norms]
         momenta = [norm.momentum for norm in norms]

@@ -124,6 +124,8 @@ class Detection(Settings):
 
     def resolved(self) -> Self:
         """Return the settings with the engine that is used and the fingerprint of the data."""
+        if importlib.util.find_spec("faster_coco_eval") is None:
+            raise UsageError("detection needs the packages of the extra transfer: pip install -e '.[transfer]'")
         if self.data != "made" and not self.root:
             raise UsageError(f"data={self.data} needs root=DIR, the folder or zip that holds it")
         from transfer.data import fingerprint
