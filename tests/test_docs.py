@@ -7,15 +7,24 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import timm
+import torch
+from made_detection import write_coco, write_voc
 
 from ablations.run import main as ablations
 from reports.build import main as reports
 from smog.__main__ import main as smog
+from transfer.coco import main as coco
+from transfer.convert import main as convert
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"^    ((?:smog|python (?:ablations|reports)/\w+\.py) [^#\n]*)", re.MULTILINE)
+COMMAND = re.compile(r"^    ((?:smog|python (?:ablations|reports|transfer)/\w+\.py) [^#\n]*)", re.MULTILINE)
 SMALL = ["recipe=smoke", "optim.epochs=1", "method.cache_size=1000"]
+DETECTOR = [
+    "images=2", "batch=1", "sizes=[64]", "largest=96", "test_size=64", "regions=8", "proposals=10", "channels=8",
+    "anchor=8", "precise_bn=1", "precision=fp32", "made_train=8", "made_val=2",
+]  # fmt: skip
 
 
 def shown() -> list[str]:
@@ -32,6 +41,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), np.full((24, 24, 3), number % 256, np.uint8))
     assert ablations(["grid=num_groups", *SMALL, "seeds=[0,1]", f"store={folder / 'runs'}"]) == 0
+    write_coco(folder / "coco")
+    write_voc(folder / "voc")
+    torch.save(timm.create_model("resnet50").state_dict(), folder / "resnet50.pth")
     return folder
 
 
@@ -39,6 +51,10 @@ def small(words: list[str], place: Path) -> list[str]:
     """The same command on small data: its recipe, its folder and its store are ours."""
     run = next(path.name for path in (place / "runs").iterdir() if (path / "done").exists())
     words = [run if word == "RUN" else word.replace("=DIR", f"={place / 'images'}") for word in words]
+    words = [
+        re.sub("(coco|voc):DIR", rf"\1:{place}/\1", word).replace("resnet50.pth", f"{place}/resnet50.pth")
+        for word in words
+    ]
     if "grid=fidelity" in words:  # minutes even at this size; its cells run in the tests of the method
         words += ["action=plan", "method.num_groups=50", "recipe=smoke"]
         return [word for word in words if not word.startswith(("recipe=cifar", "store="))]
@@ -59,6 +75,11 @@ def test_a_shown_command_runs(command: str, place: Path, capsys: pytest.CaptureF
     elif words[0] == "ablations/run.py":
         more = [] if "recipe=smoke" in words else [*SMALL, "seeds=[0]"]
         code = ablations([*words[1:], *more, store])
+    elif words[0] == "transfer/coco.py":
+        more = ["--store", str(place / "runs"), "--engine", "torchvision", "--set", *DETECTOR]
+        code = coco([*words[1:], *more])
+    elif words[0] == "transfer/convert.py":
+        code = convert([*words[1:], "--store", str(place / "runs")])
     else:
         code = reports([*words[1:], store, f"out={place / 'output'}"])
     assert code == 0, capsys.readouterr().err

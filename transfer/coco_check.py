@@ -20,6 +20,7 @@ from smog.errors import UsageError
 
 TOLERANCE = 1.0  # pixels by which a box may stand out of its image; it is cut there
 FLAT = 1e-3  # part of the annotations that may have no width, height or area
+THIN = 0.01  # pixels: a narrower box is none, and rounding could close it at another size
 SIDE = 100_000  # pixels of the largest image
 EXAMPLES = 3
 _LIMIT = 1e6  # pixels: nothing of an image is there
@@ -252,7 +253,7 @@ def _boxes(
     outside = ((corners < -TOLERANCE) | (corners > limits + TOLERANCE)).any(axis=1)
     negative = (exact[:, 2:] < 0).any(axis=1)
     boxes = np.clip(corners, 0, limits).astype(np.float32)
-    flat = ~(negative | outside) & ((boxes[:, 2:] <= boxes[:, :2]).any(axis=1) | (exact[:, 4] <= 0))
+    flat = ~(negative | outside) & ((boxes[:, 2:] - boxes[:, :2] < THIN).any(axis=1) | (exact[:, 4] <= 0))
     _tell(annotations, negative, "annotations of negative width, height or area", problems)
     _tell(annotations, outside & ~negative, f"boxes more than {TOLERANCE:g} pixel outside of their image", problems)
     if flat.sum() > FLAT * len(flat):

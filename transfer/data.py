@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smog.data import scenes
+from smog.errors import UsageError
 from smog.identity import digest
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def fingerprint(chosen: Detection) -> str:
 
 
 def open_data(chosen: Detection, split: str) -> Dataset:
-    """Open a split, checked; of train the fraction that is asked for."""
+    """Open a split, checked; of train the fraction that is asked for. Raises UsageError for what is wrong with it, and
+    where masks are asked for and it has none."""
     from transfer import coco_data, made, voc
 
     if chosen.data == "made":
@@ -32,6 +34,8 @@ def open_data(chosen: Detection, split: str) -> Dataset:
         found = made.open_made(split, images=count, size=chosen.made_size)
     else:
         found = (voc.open_voc if chosen.data == "voc" else coco_data.open_coco)(Path(chosen.root), split)
+    if chosen.masks and not found.has_masks:
+        raise UsageError(f"{chosen.root}: {split} has boxes and no segmentations; take masks=false, Faster R-CNN")
     return (
         coco_data.fraction(found, chosen.fraction, chosen.seed) if split == "train" and chosen.fraction < 1 else found
     )

@@ -77,7 +77,7 @@ class Detector(nn.Module, ABC):
             part.requires_grad_(False).eval()
 
     def frozen(self) -> list[nn.Module]:
-        """Return what stays as it comes; looked up each time, since norms are replaced when there are several processes."""
+        """Return what stays as it comes; looked up each time, since norms are replaced for several processes."""
         return self.stem_and_stages()[: self.fixed]
 
     def train(self, mode: bool = True) -> Detector:

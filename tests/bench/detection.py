@@ -1,24 +1,38 @@
-"""The speed of COCO's evaluation at the size of COCO's val: 5,000 images, 100 detections each, 80 classes, boxes."""
+"""The speed of detection beside the network: COCO's evaluation at the size of COCO's val (5,000 images, 100 detections
+each, 80 classes, boxes), the reading of images, and the start of the command on a json of 5,000 images."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import io
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
-from transfer.coco_data import Annotated, Dataset
+from smog.data import scenes
+from smog.pretrained import open_pretrained
+from smog.tasks import settings
+from transfer.coco_data import Annotated, Dataset, open_coco
+from transfer.detection import METRICS, Training
 from transfer.evaluation import coco_ap
 from transfer.made import Scenes
 
 IMAGES, DETECTIONS, CLASSES = 5000, 100, 80
 TIMES = 3  # of ours; the peer takes most of a minute and is measured once
 SIZE = np.array([640, 480])
+PHOTOS = 32  # different ones; the json names each as often as it needs
+POLYGONS, POINTS = 7, 30  # of an image and of a polygon: about COCO's
+COMMAND = Path(__file__).resolve().parents[2] / "transfer" / "coco.py"
 
 
 def measure(images: int = IMAGES) -> tuple[float, float, float]:
@@ -32,6 +46,90 @@ def measure(images: int = IMAGES) -> tuple[float, float, float]:
     if abs(coco_ap(dataset, found, masks=False).metrics["box_ap"] - 100 * stats[0]) > 1e-9:
         raise AssertionError("ours and pycocotools differ")
     return ours, peer, ours / peer
+
+
+def loader_and_network(folder: Path) -> tuple[float, float, float]:
+    """Return the seconds an image takes to be read for training at a short side of 800 in one process, those that a
+    ResNet-50 FPN detector of the torchvision engine takes with all threads, and the former as a part of the latter."""
+    write_coco(folder / "set", PHOTOS)
+    more = ["data=coco", f"root={folder / 'set'}", "engine=torchvision", "sizes=[800]", "batch=1", "precise_bn=0"]
+    chosen = settings("coco", ["arch=r50_fpn", "schedule=1x", *more])
+    train, val = (open_coco(folder / "set", split) for split in ("train", "val"))
+    training = Training(open_pretrained("random", model="resnet50"), chosen, train, val, folder / "work")
+    ours = statistics.median(_seconds(lambda step=step: training.batches[step]) for step in range(PHOTOS))
+    steps = [training.batches[step] for step in range(TIMES + 1)]
+    peer = statistics.median([_seconds(lambda samples=samples: training._one_step(samples)) for samples in steps][1:])
+    return ours, peer, ours / peer
+
+
+def start(folder: Path) -> tuple[float, float, float]:
+    """Return the seconds from the command to the end of its first step, on a json of ``IMAGES`` images; those of
+    importing torch and torchvision; and how many times as long the former are.
+
+    The step is one of a small image: what comes before it is the same at any size.
+    """
+    write_coco(folder / "set", IMAGES)
+    arguments = ["--ckpt", "random", "--model", "resnet50", "--data", f"coco:{folder / 'set'}", "--arch", "r50_fpn"]
+    arguments += ["--schedule", "1x", "--engine", "torchvision", "--store", str(folder / "store")]
+    command = [sys.executable, str(COMMAND), *arguments, "--set", "batch=1", "sizes=[64]", "log_every=1"]
+    peer = _seconds(lambda: subprocess.run([sys.executable, "-c", "import torch, torchvision"], check=True))
+    ours = _seconds(lambda: _first_step(command, folder / "store"))
+    return ours, peer, ours / peer
+
+
+def _first_step(command: list[str], store: Path) -> None:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while not any(path.stat().st_size for path in store.rglob(METRICS)):
+                if process.poll() is not None:
+                    raise AssertionError(f"it ended before its first step: {process.communicate()[1]}")
+                time.sleep(0.02)
+        finally:
+            process.kill()
+
+
+def write_coco(root: Path, images: int) -> None:
+    """Write a set in COCO's layout: ``images`` to train and a tenth to evaluate, 640 x 480, with polygons."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", images), ("val", images // 10)):
+        folder = root / f"{split}2017"
+        folder.mkdir(parents=True)
+        for number in range(count):
+            if number < PHOTOS:
+                cv2.imwrite(str(folder / f"{number}.jpg"), _photo(random, number, split))
+            else:
+                os.link(folder / f"{number % PHOTOS}.jpg", folder / f"{number}.jpg")
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(_content(random, count)))
+
+
+def _photo(random: np.random.Generator, number: int, split: str) -> np.ndarray:
+    """Return a scene with noise, uint8 [480, 640, 3]: a JPEG of about 170 kB, as a photo has."""
+    width, height = SIZE.tolist()
+    image = scenes.draw(0, number, width, split)[:height].astype(np.float64)
+    return np.clip(image + random.normal(0, 12, image.shape), 0, 255).astype(np.uint8)
+
+
+def _content(random: np.random.Generator, images: int) -> dict[str, Any]:
+    """Return a json of COCO's form with POLYGONS objects an image."""
+    annotations = []
+    for number in range(images * POLYGONS):
+        radii = random.uniform(10, 90, 2)
+        centre = random.uniform(radii, SIZE - radii)
+        angles = np.linspace(0, 2 * np.pi, POINTS, endpoint=False)
+        points = centre + radii * np.stack([np.cos(angles), np.sin(angles)], 1) * random.uniform(0.7, 1, (POINTS, 1))
+        (x, y), sides = points.min(axis=0).tolist(), np.ptp(points, axis=0).tolist()
+        annotations.append({
+            "id": number + 1, "image_id": number // POLYGONS, "category_id": int(random.integers(1, CLASSES + 1)),
+            "bbox": [x, y, *sides], "area": 0.6 * sides[0] * sides[1], "iscrowd": 0,
+            "segmentation": [points.round(2).ravel().tolist()],
+        })  # fmt: skip
+    shape = {"width": int(SIZE[0]), "height": int(SIZE[1])}
+    return {
+        "images": [{"id": number, "file_name": f"{number}.jpg", **shape} for number in range(images)],
+        "annotations": annotations,
+        "categories": [{"id": number, "name": f"class {number}"} for number in range(1, CLASSES + 1)],
+    }
 
 
 def _pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> Any:

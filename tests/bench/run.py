@@ -228,6 +228,32 @@ def bench_regroup() -> Iterator[dict[str, Any]]:
     yield row("regroup_objective", found, left[0], found / left[0], "scikit-learn's KMeans", "of 1 - cosine left")
 
 
+def bench_evaluation() -> Iterator[dict[str, Any]]:
+    """COCO's figures from detections in memory, against pycocotools, which takes most of a minute."""
+    import detection
+
+    yield row("evaluation", *detection.measure(), "pycocotools", "s")
+
+
+def bench_detection_loader() -> Iterator[dict[str, Any]]:
+    """An image with its masks read for training at a short side of 800 in one process, against the step that a
+    ResNet-50 FPN detector makes of it with all threads."""
+    import detection
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = detection.loader_and_network(Path(folder))
+    yield row("detection_loader", *found, "the network's training step alone", "s an image")
+
+
+def bench_detection_start() -> Iterator[dict[str, Any]]:
+    """From the command to the first step on a json of 5,000 images, against the import of torch and torchvision."""
+    import detection
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = detection.start(Path(folder))
+    yield row("detection_start", *found, "importing torch and torchvision alone", "s")
+
+
 def row(name: str, ours: float, peer: float, ratio: float, peer_name: str, unit: str) -> dict[str, Any]:
     """One line of the table, as interface.md has it."""
     what = machine()
@@ -249,6 +275,9 @@ BENCHES = {
     "views": bench_views,
     "groups": bench_groups,
     "regroup": bench_regroup,
+    "evaluation": bench_evaluation,
+    "detection_loader": bench_detection_loader,
+    "detection_start": bench_detection_start,
 }
 
 
