@@ -64,7 +64,7 @@ class Detection(Settings):
     name: str  # of the schedule
     images: int  # training images seen in all
     batch: int
-    micro_batch: int  # images that go through the network at once; batch norm counts by them. 0: the process's share
+    micro_batch: int  # images that go through the network at once; batch norm counts by them. 0: the whole batch
     optimizer: str
     lr: float  # at 16 images a step
     momentum: float
