@@ -8,10 +8,10 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
-from conftest import SHARED
 from faster_coco_eval.core import mask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_detection import SHARED
 
 from smog.errors import RunError, UsageError
 from transfer.coco_check import Problems, _runs, check, parse

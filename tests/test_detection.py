@@ -236,14 +236,12 @@ def test_boxes_lie_around_masks_at_any_size_and_mirrored() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, tiny) -> Path:
     """A finished pretraining of seconds."""
-    from conftest import composed
-
     from smog.config import with_runtime
 
     store = tmp_path_factory.mktemp("store")
-    return train(with_runtime(composed("optim.epochs=1"), store=str(store)))
+    return train(with_runtime(tiny("optim.epochs=1"), store=str(store)))
 
 
 def command(run: Path, *more: str) -> list[str]:

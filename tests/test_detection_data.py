@@ -11,8 +11,7 @@ import made_checkpoints
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
-from made_detection import COUNTS, packed, picture, write_coco, write_voc
+from made_detection import COUNTS, SHARED, packed, picture, write_coco, write_voc
 
 from smog.data import scenes
 from smog.tasks import settings
