@@ -36,11 +36,9 @@ EVEN = ("sizes=[48]",)  # of one size nothing is padded; what is would count in 
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, tiny) -> Path:
     """A finished pretraining of seconds, alone in its store."""
-    from conftest import composed
-
-    return train(with_runtime(composed("optim.epochs=1"), store=str(tmp_path_factory.mktemp("store"))))
+    return train(with_runtime(tiny("optim.epochs=1"), store=str(tmp_path_factory.mktemp("store"))))
 
 
 # ---- the parts of a step and of an evaluation ----
