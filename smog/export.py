@@ -84,7 +84,8 @@ def _write_folder(out: Path, files: dict[str, bytes]) -> None:
 
 def _timm_config(opened: Pretrained, config: Config) -> dict[str, Any]:
     """Return what timm and its hub keep beside the weights; ``smog`` is ours, and they leave it alone."""
-    own: Any = opened.network.pretrained_cfg
+    network: Any = opened.network
+    own = network.pretrained_cfg
     shown = {
         "custom_load": False,
         "input_size": [3, opened.size, opened.size],
@@ -102,7 +103,7 @@ def _timm_config(opened: Pretrained, config: Config) -> dict[str, Any]:
     return {
         "architecture": opened.backbone.name,
         "num_classes": 0,
-        "num_features": int(opened.network.num_features),  # type: ignore[arg-type]
+        "num_features": network.num_features,
         "model_args": opened.backbone.args,
         "pretrained_cfg": shown,
         "smog": {"run_id": opened.origin["run_id"], "group_id": group_id(config), "seed": config.seed},

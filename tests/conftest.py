@@ -45,7 +45,17 @@ def in_store(tmp_path):
 @pytest.fixture(scope="session")
 def cifar_zip():
     """Real CIFAR-10 images as JPEG, beside the repository."""
-    path = SHARED / "cifar10_jpeg.zip"
+    return beside("cifar10_jpeg.zip")
+
+
+@pytest.fixture(scope="session")
+def bccd_zip():
+    """Real photographs in COCO's layout, beside the repository."""
+    return beside("bccd_coco.zip")
+
+
+def beside(name):
+    path = SHARED / name
     if not path.is_file():
         pytest.skip(f"{path} is not there; SMOG_SHARED_DATA=DIR names the folder that holds it")
     return path

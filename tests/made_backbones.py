@@ -1,11 +1,21 @@
 """Tiny timm backbones with random weights and statistics, so that no part of them is the identity by chance."""
 
+import importlib.util
+
+import pytest
 import torch
 
 from smog.models import build_backbone
 from smog.schema import Backbone
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DETECTRON2 = [  # marks of the tests that need it
+    pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning"),  # of its own code, as the next
+    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Importing from timm.models.layers:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
+]
 NARROW = {"stem_type": "deep", "stem_width": 4}  # the stem itself is replaced, as in conf/backbone
 BACKBONES = {
     "basic": Backbone("resnet18", 0, {"layers": [1, 2, 1, 1], "channels": [64, 24, 40, 56]}),

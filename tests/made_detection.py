@@ -1,7 +1,6 @@
 """Made scenes on disk in COCO's and in VOC's layout, as a folder or its zip."""
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,7 +11,6 @@ import numpy as np
 from smog.data import scenes
 from transfer.voc import CLASSES as VOC
 
-SHARED = Path(os.environ.get("SMOG_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 SIZE, COUNTS = 48, {"train": 10, "val": 4}
 IDS = [7 * label + 3 for label in range(len(scenes.CLASSES))][::-1]  # of categories: neither from 1 nor in order
 

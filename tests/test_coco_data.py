@@ -11,7 +11,6 @@ import pytest
 from faster_coco_eval.core import mask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_detection import SHARED
 
 from smog.errors import RunError, UsageError
 from transfer.coco_check import Problems, _runs, check, parse
@@ -251,16 +250,8 @@ def test_two_splits_with_other_categories_are_refused(tmp_path):
         check_pair(train, val)
 
 
-@pytest.fixture(scope="module")
-def bccd():
-    path = SHARED / "bccd_coco.zip"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there; SMOG_SHARED_DATA=DIR names the folder that holds it")
-    return path
-
-
-def test_fractions_are_nested_and_have_identities_of_their_own(bccd):
-    whole = open_coco(bccd, "train")
+def test_fractions_are_nested_and_have_identities_of_their_own(bccd_zip):
+    whole = open_coco(bccd_zip, "train")
     parts = {share: fraction(whole, share, 1) for share in (0.01, 0.1, 0.5, 1.0)}
     ids = [{image.id for image in part.images} for part in parts.values()]
     assert [len(some) for some in ids] == [3, 29, 146, 292]
@@ -273,15 +264,15 @@ def test_fractions_are_nested_and_have_identities_of_their_own(bccd):
             fraction(whole, share, 0)
 
 
-def test_real_photos_and_the_real_json_in_pycocotools(bccd):
+def test_real_photos_and_the_real_json_in_pycocotools(bccd_zip):
     """The truth given as detections is perfect, and the truth that we hand over is what pycocotools reads."""
-    val = open_coco(bccd, "val")
+    val = open_coco(bccd_zip, "val")
     assert (len(val.images), val.classes) == (72, ["RBC", "WBC", "Platelets"])
     assert val.read(5).shape == (480, 640, 3)
     truth = val.coco()["annotations"]
     found = [{key: entry[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5} for entry in truth]
     assert coco_ap(val, found, masks=False).metrics["box_ap"] > 99.9
-    with zipfile.ZipFile(bccd) as archive:
+    with zipfile.ZipFile(bccd_zip) as archive:
         given = json.loads(archive.read("annotations/instances_val2017.json"))["annotations"]
 
     def key(entry):

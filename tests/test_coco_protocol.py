@@ -66,6 +66,7 @@ def test_what_changes_a_number_changes_the_protocol(engine: str) -> None:
         ("sizes=[8]", "at least 32"),
         ("drops=[1.5]", "drops="),
         ("lr=0", "above 0"),
+        ("regions=3", "at least 4"),
         ("data=coco", "needs root=DIR"),
         ("data=coco root=nowhere", "nowhere"),
         ("fingerprint=abc", "other images"),

@@ -1,8 +1,6 @@
-import importlib.util
-
 import pytest
 import torch
-from made_backbones import BACKBONES, KEEPS_CHANNELS, MEAN, STD, network
+from made_backbones import BACKBONES, DETECTRON2, KEEPS_CHANNELS, MEAN, STD, network
 from torch import nn
 
 from smog.errors import RunError, UsageError
@@ -10,13 +8,7 @@ from transfer.convert import convert, load, main, transferred, write
 from transfer.names import fresh
 from transfer.spec import spec_of
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning"),  # of detectron2's imports, as the next
-    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Importing from timm.models.layers:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
-]
+pytestmark = DETECTRON2
 
 
 @pytest.fixture

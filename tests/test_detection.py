@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from smog import checkpoint
+from smog.errors import RunError
 from smog.pretrained import Pretrained, open_pretrained
 from smog.records import read_lines
 from smog.tasks import settings
@@ -148,6 +149,14 @@ def test_more_looks_on_the_way_change_nothing(source: Pretrained, whole: Path, t
     assert rows[-1] == losses(whole)[-1]
 
 
+def test_a_loss_that_is_not_finite_is_said_and_not_saved(source: Pretrained, tmp_path: Path) -> None:
+    """Between two lines of the log as well."""
+    with pytest.raises(RunError, match="the loss is"):
+        fine_tune(source, small("lr=1e6", "checkpoint_every=0", "log_every=1000"), tmp_path / "work")
+    state = checkpoint.latest(tmp_path / "work")["detector"]
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
 def training(source: Pretrained, chosen: Detection, work: Path) -> Training:
     return Training(source, chosen, open_data(chosen, "train"), open_data(chosen, "val"), work)
 
@@ -178,6 +187,12 @@ def test_precise_statistics_are_the_average_and_go_again(source: Pretrained, tmp
         torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
     assert torch.equal(norm.running_mean, before)
     assert norm.momentum == 0.1
+
+
+def test_precise_statistics_are_of_micro_batches(source: Pretrained, tmp_path: Path) -> None:
+    """As those of training are, and in their memory."""
+    found = training(source, small("micro_batch=2"), tmp_path)
+    assert [len(part) for part in found._precise_batches()] == [2] * 4
 
 
 def test_the_new_parts_start_alike_whatever_the_checkpoint(source: Pretrained) -> None:

@@ -11,7 +11,7 @@ import made_checkpoints
 import numpy as np
 import pytest
 import torch
-from made_detection import COUNTS, SHARED, packed, picture, write_coco, write_voc
+from made_detection import COUNTS, packed, picture, write_coco, write_voc
 
 from smog.data import scenes
 from smog.tasks import settings
@@ -94,11 +94,8 @@ def test_voc_is_scored_by_its_own_rules(voc: Path, tmp_path: Path, capsys) -> No
     assert science(result(capsys, *command(f"voc:{archive}", tmp_path / "other", *more))) == science(found)
 
 
-def test_real_photos(tmp_path: Path, capsys) -> None:
-    path = SHARED / "bccd_coco.zip"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there; SMOG_SHARED_DATA=DIR names the folder that holds it")
-    found = result(capsys, *command(str(path), tmp_path, "--fraction", "0.1"), "proposals=5")
+def test_real_photos(bccd_zip: Path, tmp_path: Path, capsys) -> None:
+    found = result(capsys, *command(str(bccd_zip), tmp_path, "--fraction", "0.1"), "proposals=5")
     assert {"box_ap", "box_ap50", "mask_ap", "mask_ap50"} <= found["metrics"].keys()
     assert (found["inputs"]["train"], found["inputs"]["val"]) == (29, 72)
     assert found["inputs"]["notes"] == ["29 of 292 images (fraction 0.1, seed 0)"]

@@ -1,11 +1,11 @@
 """The engine detectron2: R50-FPN and R50-C4 at 256 px, Swin-T and small networks: parity, training, resume."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from made_backbones import DETECTRON2
 from test_detection import SMALL, losses
 
 from smog import checkpoint
@@ -14,13 +14,7 @@ from smog.tasks import settings
 from transfer.detection import fine_tune
 from transfer.detector import build_detector
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning"),  # of detectron2's code, as the next
-    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Importing from timm.models.layers:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
-]
+pytestmark = DETECTRON2
 
 FULL = (
     "made_train=4", "made_val=2", "made_size=256", "sizes=[256]", "largest=256", "test_size=256", "batch=2", "images=4",

@@ -125,12 +125,16 @@ class Training:
             self.step += 1
             self.seconds += time.monotonic() - began
             last = self.step == chosen.steps
-            if last or self.step % chosen.log_every == 0:
-                self._report(losses, log, progress)
-            if not last and self.step in self._looks():
-                self._evaluate(log)
             due = last or time.monotonic() - saved > chosen.checkpoint_every
             number, save = agreed(stop.number, due or stop.number)
+            show = last or self.step % chosen.log_every == 0
+            if save or show:
+                row = self._row(losses)  # or an error: what is not finite is not saved
+            if show and log and progress:
+                log.write(row)
+                progress.write(row)
+            if not last and self.step in self._looks():
+                self._evaluate(log)
             if save:
                 self._save(log)
                 saved = time.monotonic()
@@ -147,8 +151,7 @@ class Training:
         checkpoint.own_stream(self.chosen.seed, self.step)  # for the sampling of regions: nothing to keep for a resume
         for group in self.optimizer.param_groups:
             group["lr"] = self.chosen.rate(self.step)
-        size = self.batches.part // world_size()
-        parts = [samples[start : start + size] for start in range(0, len(samples), size)]
+        parts = self._parts(samples)
         sums: dict[str, Tensor] = {}
         self.detector.train()
         for number, part in enumerate(parts, 1):
@@ -163,6 +166,11 @@ class Training:
         self.optimizer.zero_grad()
         return sums
 
+    def _parts(self, samples: list[Sample]) -> list[list[Sample]]:
+        """Return the micro-batches of this process."""
+        size = self.batches.part // world_size()
+        return [samples[start : start + size] for start in range(0, len(samples), size)]
+
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
@@ -172,7 +180,8 @@ class Training:
             return self.network.no_sync()
         return nullcontext()
 
-    def _report(self, losses: Mapping[str, Tensor], log: MetricsLog | None, progress: Progress | None) -> None:
+    def _row(self, losses: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return a line of metrics.jsonl, means over the ranks. Raises RunError where the loss is not finite."""
         means = (sum_over_ranks(torch.stack([loss.float() for loss in losses.values()])) / world_size()).tolist()
         row: dict[str, Any] = {
             "step": self.step,
@@ -188,9 +197,7 @@ class Training:
                 f"checkpoint before is kept in {self.work}; try a smaller lr or a longer warmup",
                 kind="nan",
             )
-        if log and progress:
-            log.write(row)
-            progress.write(row)
+        return row
 
     def _evaluate(self, log: MetricsLog | None) -> Scores:
         """Score the detector as it stands; the moving statistics that training goes on with are put back."""
@@ -210,12 +217,12 @@ class Training:
         return any(row["step"] == self.step and "loss" not in row for row in read_lines(self.work / METRICS))
 
     def _precise_batches(self) -> Iterator[list[Sample]]:
-        """Yield the first images of the epoch that would come next, each with the random numbers of its place."""
+        """Yield the first micro-batches of the epoch that would come next, with the random numbers of its steps."""
         count = -(-self.chosen.precise_bn // self.chosen.batch)
         start = -(-self.step // self.batches.per_epoch) * self.batches.per_epoch
         for step, samples in enumerate(loader(self.batches, start, start + count, self.chosen.workers), start):
             checkpoint.own_stream(self.chosen.seed, step)
-            yield samples
+            yield from self._parts(samples)
 
     def _save(self, log: MetricsLog | None) -> None:
         if not log:

@@ -24,7 +24,7 @@ KEYS = {
     "precision": ("auto", "fp32", "bf16"),
 }
 AT_LEAST_1 = (
-    "channels", "anchor", "regions", "proposals", "images", "batch", "largest", "made_train", "made_val", "log_every",
+    "channels", "anchor", "proposals", "images", "batch", "largest", "made_train", "made_val", "log_every",
     "evaluations",
 )  # fmt: skip
 AT_LEAST_0 = (
@@ -110,6 +110,8 @@ class Detection(Settings):
     def _wrong(self) -> Iterator[str]:
         """Yield what is wrong with single values and between them, in words; an empty text where nothing is."""
         yield "" if 0 < self.fraction <= 1 else f"fraction={self.fraction}: must be above 0 and at most 1"
+        # a quarter at most are of objects, and where there is none the norms of C4's masks have nothing to count
+        yield "" if self.regions >= 4 else f"regions={self.regions}: must be at least 4"
         yield "" if self.lr > 0 else f"lr={self.lr}: must be above 0"
         if self.micro_batch and self.batch % self.micro_batch:
             yield f"micro_batch={self.micro_batch}: batch={self.batch} must be a multiple of it"
