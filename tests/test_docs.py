@@ -74,6 +74,8 @@ def test_a_shown_command_runs(command: str, place: Path, capsys: pytest.CaptureF
         code = smog([*words, store, *(SMALL if words[0] == "train" else [])])
     elif words[0] == "ablations/run.py":
         more = [] if "recipe=smoke" in words else [*SMALL, "seeds=[0]"]
+        if "grid=detection" in words:
+            more += ["coco.engine=torchvision", *(f"coco.{override}" for override in DETECTOR)]
         code = ablations([*words[1:], *more, store])
     elif words[0] == "transfer/coco.py":
         more = ["--store", str(place / "runs"), "--engine", "torchvision", "--set", *DETECTOR]
