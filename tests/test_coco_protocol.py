@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -46,12 +46,24 @@ def test_another_batch_keeps_the_epochs_and_scales_the_rate(batch: int, share: f
 BASE = chosen("schedule=1x")
 
 
-@pytest.mark.parametrize("engine", ["torchvision", "auto"])
-def test_what_changes_a_number_changes_the_protocol(engine: str) -> None:
+def test_what_changes_a_number_changes_the_protocol() -> None:
     one = protocol("coco", chosen())
     assert protocol("coco", chosen("workers=3", "log_every=7", "evaluations=4")) == one
     for more in ("lr=0.01", "seed=1", "fraction=0.5", "masks=false", "arch=c4", "schedule=1x", "made_train=64"):
         assert protocol("coco", chosen(more)) != one, more
+
+
+RUNTIME = {"root", "workers", "device", "checkpoint_every", "log_every", "evaluations"}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(protocols.Detection)])
+def test_every_setting_is_part_of_the_protocol_but_where_and_how_fast(name: str) -> None:
+    value = getattr(BASE, name)
+    if isinstance(value, bool):
+        other = not value
+    else:
+        other = f"{value}x" if isinstance(value, str) else [*value, *value] if isinstance(value, list) else value + 1
+    assert (protocol("coco", replace(BASE, **{name: other})) == protocol("coco", BASE)) == (name in RUNTIME)
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,11 @@ def test_a_wrong_grid_is_said(declared: Path, axes: str, baseline: str, more: di
 def test_every_grid_plans_at_the_size_of_the_demo(name: str) -> None:
     planned = plan(name, ["recipe=demo"])
     assert sum(cell.baseline for cell in planned.cells) == 1
-    if name != "fidelity":  # whose recipe is another
-        assert planned.baseline.group == plan("num_groups", ["recipe=demo"]).baseline.group
+    demo = plan("num_groups", ["recipe=demo"]).baseline.group
+    if name == "detection":  # whose baseline are the weights that the demo starts with
+        assert [cell.group == demo for cell in planned.cells] == [False, True]
+    elif name != "fidelity":  # whose recipe is another
+        assert planned.baseline.group == demo
 
 
 @pytest.mark.parametrize("name", FULL)
