@@ -9,10 +9,25 @@ from typing import Any
 
 from tabulate import tabulate
 
+from smog.identity import as_dict
+from smog.tasks import settings
+from transfer import protocols  # noqa: F401 (which adds its tasks to the known ones)
+
 FILE = Path(__file__).parents[1] / "reports" / "reference" / "detection.csv"
 SHOWN = ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")
 TITLES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
 NAMES = {"fpn": "R50-FPN", "c4": "R50-C4"}
+SIZES = {"coco": (80, 5000), "voc": (20, 4952)}  # classes, and images of val: COCO 2017 and VOC 2007 test
+FREE = {
+    "engine",
+    "data",
+    "made_train",
+    "made_val",
+    "made_size",
+    "precision",
+    "seed",
+    "fingerprint",
+}  # not the protocol's
 
 
 def published(protocol: str) -> list[tuple[str, dict[str, float], str]]:
@@ -26,27 +41,34 @@ def published(protocol: str) -> list[tuple[str, dict[str, float], str]]:
     return [(method, figures, source) for (method, source), figures in rows.items()]
 
 
-def protocol_name(settings: Mapping[str, Any]) -> str:
-    """Return what papers call a protocol; only a backbone and data that it is for make it one."""
-    kind = "Mask R-CNN" if settings["masks"] else "Faster R-CNN"
-    return f"{kind} {NAMES[settings['head']]} {settings['name']}" if settings["expects"] == "resnet50" else ""
+def protocol_name(result: Mapping[str, Any]) -> str:
+    """Return what papers call the protocol of a result, empty where it is not theirs to the last setting: another
+    backbone, other data, a part of them, or any value changed."""
+    own, inputs = result["settings"], result["inputs"]
+    schedule = {"1x": "1x", "2x": "2x", "24k": "voc_24k"}.get(own["name"])
+    sizes = SIZES.get(own["data"])
+    if own["expects"] != "resnet50" or not schedule or sizes != (len(inputs["classes"]), inputs["val"]):
+        return ""
+    wanted = as_dict(settings("coco", [f"arch=r50_{own['head']}", f"schedule={schedule}", "data=made"]), True)
+    if any(own[name] != value for name, value in wanted.items() if name not in FREE):
+        return ""
+    return f"{'Mask' if own['masks'] else 'Faster'} R-CNN {NAMES[own['head']]} {own['name']}"
 
 
 def as_text(result: Mapping[str, Any], work: Path) -> str:
     """Return the result for people: parity, our figures and the published ones, per class, where the pictures are."""
-    settings, own = result["settings"], result["metrics"]
+    own = result["metrics"]
     names = [name for name in SHOWN if name in own]
     checkpoint = result["checkpoint"]
     ours = [f"{checkpoint['kind']} {checkpoint['id']}", *(_figure(own, name) for name in names), ""]
-    full = settings["fraction"] == 1 and settings["data"] != "made"
-    rows = published(protocol_name(settings)) if full else []
+    rows = published(protocol_name(result))
     theirs = [[method, *(_figure(figures, name) for name in names), source] for method, figures, source in rows]
     header = ["", *(_title(name) for name in names), "source"]
     engine = result["engine"]
     worst = max(stage["max_abs"] for stage in result["parity"])
     lines = [
-        f"{engine['name']} {engine['version']}, {settings['name']}, {result['inputs']['train']} training images; the "
-        f"maps of the converted backbone differ from their source by {worst:.1e} at most",
+        f"{engine['name']} {engine['version']}, {result['settings']['name']}, {result['inputs']['train']} images of train; "
+        f"the maps of the converted backbone differ from their source by {worst:.1e} at most",
         *(f"note: {note}" for note in result["inputs"]["notes"]),
         tabulate([ours, *theirs], header, disable_numparse=True),
         tabulate(_classes(result["per_class"]), ["class", "box AP", "mask AP"], disable_numparse=True),
