@@ -64,10 +64,10 @@ def as_text(result: Mapping[str, Any], work: Path) -> str:
     rows = published(protocol_name(result))
     theirs = [[method, *(_figure(figures, name) for name in names), source] for method, figures, source in rows]
     header = ["", *(_title(name) for name in names), "source"]
-    engine = result["engine"]
+    engine, schedule = result["engine"], result["settings"]["name"]
     worst = max(stage["max_abs"] for stage in result["parity"])
     lines = [
-        f"{engine['name']} {engine['version']}, {result['settings']['name']}, {result['inputs']['train']} images of train; "
+        f"{engine['name']} {engine['version']}, {schedule}, {result['inputs']['train']} images of train; "
         f"the maps of the converted backbone differ from their source by {worst:.1e} at most",
         *(f"note: {note}" for note in result["inputs"]["notes"]),
         tabulate([ours, *theirs], header, disable_numparse=True),
