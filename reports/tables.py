@@ -17,9 +17,15 @@ from smog.store import read_json, result_path
 Record = dict[str, Any]
 Results = dict[tuple[str, str], dict[str, Any]]  # (run, task) -> what the task wrote
 FIELDS = ("grid", "id", "title", "command", "mode", "axes", "baseline", "seeds", "metric", "tasks", "cells", "context")
-TASKS = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tuned", "semi": "semi-supervised", "coco": "detection"}
-METRICS = {"top1": "top-1 (%)", "top5": "top-5 (%)", "box_ap": "box AP", "mask_ap": "mask AP"}
-HEADLINES = {"coco": ("box_ap", "mask_ap")}  # of the others top-1
+TASKS = {
+    "knn": "k-NN", "linear": "linear", "finetune": "fine-tuned", "semi": "semi-supervised", "coco": "detection",
+    "ade20k": "segmentation",
+}  # fmt: skip
+METRICS = {
+    "top1": "top-1 (%)", "top5": "top-5 (%)", "box_ap": "box AP", "mask_ap": "mask AP",
+    "miou": "mIoU (%)", "macc": "mAcc (%)", "aacc": "aAcc (%)",
+}  # fmt: skip
+HEADLINES = {"coco": ("box_ap", "mask_ap"), "ade20k": ("miou",)}  # of the others top-1
 MODES = ("one_factor", "factorial", "zip")
 MISSING = "--"
 MINUS = "\u2212"
@@ -123,7 +129,8 @@ def check_record(record: Record) -> None:
 
 
 def headlines(record: Record) -> list[tuple[str, str]]:
-    """Return the (task, metric) pairs that get a column: top-1 of probes, AP of detectors, the grid's own metric."""
+    """Return the (task, metric) pairs that get a column: top-1 of probes, AP of detectors, mIoU of segmentors,
+    the grid's own metric."""
     own, metric = record["metric"].split(".", 1)
     found = []
     for task in record["tasks"]:

@@ -40,7 +40,7 @@ class Base:
 
     def __init__(self, overrides: Sequence[str] = ()) -> None:
         groups = {name: options(name) for name in GROUPS}
-        tree, texts = _compose_tree(CONF, "config", overrides, groups, key_names(Config), set(_texts(Config)))
+        tree, texts = _compose_tree(CONF, "config", overrides, groups, Config)
         recipe = next((o.split("=", 1)[1] for o in reversed(list(overrides)) if o.startswith("recipe=")), "demo")
         self.tree = tree
         self.config = build(Config, {**_plain(tree, texts), "recipe": recipe})  # valid once its values are all set
@@ -51,7 +51,7 @@ class Base:
         the files take from those (``${name}``) follow."""
         config = self.config
         for key, value in changes.items():
-            _check_key(key, {}, key_names(Config))
+            _check_key(key, {}, Config)
             config = _put(config, key.split("."), value, key)
         for key, value in self._following(changes).items():
             config = _put(config, key.split("."), value, key)
@@ -110,7 +110,7 @@ def compose_raw(
 ) -> dict[str, Any]:
     """Compose YAML, the chosen files of its groups and overrides with hydra, after checking the overrides for typos."""
     offered = {group: options(group, folder) for group in groups}
-    return _plain(*_compose_tree(folder, name, overrides, offered, key_names(schema), set(_texts(schema))))
+    return _plain(*_compose_tree(folder, name, overrides, offered, schema))
 
 
 def _compose_tree(
@@ -118,8 +118,7 @@ def _compose_tree(
     name: str,
     overrides: Sequence[str],
     groups: Mapping[str, Iterable[str]],
-    keys: Iterable[str],
-    texts: Collection[str],
+    schema: type,
 ) -> tuple[Any, dict[str, str]]:
     """Return hydra's tree, and apart from it the values that are text: a path is no expression."""
     from hydra import compose as hydra_compose
@@ -127,10 +126,10 @@ def _compose_tree(
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    keys = list(keys)
+    texts = set(_texts(schema))
     given = [override.partition("=") for override in overrides]
     plain = {key: value for key, equals, value in given if equals and key in texts}
-    overrides = [_checked("".join(parts), groups, keys) for parts in given if parts[0] not in plain]
+    overrides = [_checked("".join(parts), groups, schema) for parts in given if parts[0] not in plain]
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
             return hydra_compose(name, overrides=list(overrides)), plain
@@ -162,20 +161,34 @@ def _texts(schema: type, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _checked(override: str, groups: Mapping[str, Iterable[str]], keys: list[str]) -> str:
+@_cached
+def _free_names(schema: Any, prefix: str = "") -> list[str]:
+    """Return the dotted names of the dictionaries, whose keys are free."""
+    names: list[str] = []
+    for name, kind in kinds_of(schema).items():
+        if isinstance(kind, type) and is_dataclass(kind):
+            names += _free_names(kind, f"{prefix}{name}.")
+        elif getattr(kind, "__origin__", kind) is dict:
+            names.append(prefix + name)
+    return names
+
+
+def _checked(override: str, groups: Mapping[str, Iterable[str]], schema: type) -> str:
     key, equals, value = override.partition("=")
     if not equals:
-        raise UsageError(f"{override!r} is not of the form key=value{nearest(key, [*groups, *keys])}")
+        raise UsageError(f"{override!r} is not of the form key=value{nearest(key, [*groups, *key_names(schema)])}")
     if key in groups and value not in groups[key]:
         raise UsageError(f"no {key} {value!r}{nearest(value, groups[key])}")
-    return f"++{override}" if _check_key(key, groups, keys) else override
+    return f"++{override}" if _check_key(key, groups, schema) else override
 
 
-def _check_key(key: str, groups: Collection[str], keys: Collection[str]) -> bool:
-    """Refuse a key that there is not. Say whether it is free: handed to timm, which names the wrong ones."""
+def _check_key(key: str, groups: Collection[str], schema: type) -> bool:
+    """Refuse a key that there is not. Say whether it is free: in a dictionary that is handed to another library, such
+    as timm, which names the wrong ones."""
+    keys = key_names(schema)
     if key in groups or key in keys:
         return False
-    if any(known.endswith(".args") and key.startswith(f"{known}.") for known in keys):
+    if any(key.startswith(f"{free}.") for free in _free_names(schema)):
         return True
     raise UsageError(f"unknown key {key!r}{nearest(key.lstrip('+~'), [*groups, *keys])}")
 

@@ -83,6 +83,13 @@ def _hidden(inputs: int, hidden: int) -> list[nn.Module]:
     return [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
 
 
+def chosen_precision(asked: str, device: torch.device) -> str:
+    """Return bf16 or fp32: what is asked for, and for ``auto`` bf16 where it is faster."""
+    if asked == "auto":
+        return "bf16" if fast_bf16(device) else "fp32"
+    return asked
+
+
 def fast_bf16(device: torch.device) -> bool:
     """Say whether the hardware multiplies bf16 faster than fp32, so that autocast is worth it."""
     if device.type == "cuda":

@@ -28,7 +28,7 @@ from smog.gradients import over_ranks
 from smog.identity import cost_kind, group_id, run_id, versions
 from smog.loggers import check_loggers
 from smog.methods.smog import Smog
-from smog.models import fast_bf16
+from smog.models import chosen_precision
 from smog.optim import Clock, build_optimizer, schedule
 from smog.packing import pack_key
 from smog.processes import joined, own_device, place
@@ -314,6 +314,4 @@ def make_deterministic(device: torch.device) -> None:
 
 def precision(config: Config, device: torch.device) -> str:
     """Return bf16 or fp32 for a configuration on a device."""
-    if config.optim.precision == "auto":
-        return "bf16" if fast_bf16(device) else "fp32"
-    return config.optim.precision
+    return chosen_precision(config.optim.precision, device)

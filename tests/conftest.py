@@ -54,6 +54,12 @@ def bccd_zip():
     return beside("bccd_coco.zip")
 
 
+@pytest.fixture(scope="session")
+def camvid_zip():
+    """Real street photographs with labels in ADE20K's layout, beside the repository."""
+    return beside("camvid_ade.zip")
+
+
 def beside(name):
     path = SHARED / name
     if not path.is_file():

@@ -4,7 +4,7 @@ import pytest
 
 from smog.identity import as_dict
 from smog.tasks import settings
-from transfer.published import as_text, protocol_name, published
+from transfer.published import Published, as_text, protocol_name, published, rows_of
 
 
 def result(*overrides: str, classes: int = 80, val: int = 5000, data: str = "coco") -> dict:
@@ -54,3 +54,18 @@ def test_rows_carry_their_figures_and_their_source() -> None:
     assert "PixPro README (reported)" in text
     [voc] = [figures for method, figures, _ in published("Faster R-CNN R50-C4 24k") if method == "MoCo v2 800ep"]
     assert voc == {"box_ap50": 82.5, "box_ap": 57.4, "box_ap75": 64.0}
+
+
+def test_the_rows_of_a_file_are_those_of_the_wanted_columns_in_its_order(tmp_path) -> None:
+    header = "task,protocol,method,backbone,metric,value,source,kind"
+    lines = [
+        "t,P,A,X,m,1.5,here,reported",
+        "t,P,B,Y,m,2,there,second-hand",
+        "t,P,A,X,n,3,here,reported",
+        "t,Q,A,X,m,4,,",
+    ]
+    (tmp_path / "rows.csv").write_text("\n".join([header, *lines, ""]))
+    first = Published("A", {"m": 1.5, "n": 3.0}, "here (reported)")
+    assert rows_of(tmp_path / "rows.csv", protocol="P") == [first, Published("B", {"m": 2.0}, "there (second-hand)")]
+    assert rows_of(tmp_path / "rows.csv", protocol="P", backbone="X") == [first]
+    assert rows_of(tmp_path / "rows.csv", protocol="") == []

@@ -1,4 +1,4 @@
-"""The pictures: where boxes and masks are, at which size, in which order; the curves have every loss and AP."""
+"""The pictures: where boxes and masks are, at which size, in which order."""
 
 import cv2
 import numpy as np
@@ -6,7 +6,8 @@ import pytest
 
 from transfer.coco_data import Dataset
 from transfer.made import open_made
-from transfer.sheet import BEST, COLORS, _panel, _predictions, _scale, _truths, write_curves, write_sheet
+from transfer.panels import COLORS, scale
+from transfer.sheet import BEST, _panel, _predictions, _truths, write_sheet
 
 
 def detections(dataset, score):
@@ -33,15 +34,15 @@ def test_a_row_an_image_truth_and_prediction_side_by_side(tmp_path, size):
     dataset = open_made("val", images=4, size=size)
     write_sheet(tmp_path / "sheet.png", dataset, detections(dataset, 0.9), count=3)
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
-    side = round(size * _scale(size, size))
+    side = round(size * scale(size, size))
     assert 400 <= side <= 640
     assert sheet.shape == (3 * (20 + side + 8), 2 * side + 8, 3)
 
 
 def test_large_images_are_scaled_down_and_small_ones_up():
-    assert _scale(480, 640) == 1
-    assert _scale(1280, 960) == 0.5
-    assert _scale(64, 64) == 7
+    assert scale(480, 640) == 1
+    assert scale(1280, 960) == 0.5
+    assert scale(64, 64) == 7
 
 
 def test_only_images_with_objects_are_shown(tmp_path, made):
@@ -70,31 +71,13 @@ def test_boxes_and_tints_are_where_the_objects_are(made):
     image = made.images[1]
     black = np.zeros((64, 64, 3), np.uint8)
     shown = _truths(made, image)
-    scale = _scale(64, 64)
+    factor = scale(64, 64)
     drawn = _panel(black, shown, "truth")[20:]
     inside = np.zeros(drawn.shape[:2], bool)
-    for box in np.rint(image.boxes * scale).astype(int):
+    for box in np.rint(image.boxes * factor).astype(int):
         inside[box[1] - 20 : box[3] + 20, max(0, box[0] - 2) : box[2] + 90] = True  # and the names
     assert not drawn[~inside].any()
     for one in shown:  # a mask is the mixture of its tint alone, over black
         tint = np.uint8(0.35 * np.array(COLORS[one.label % len(COLORS)]))
         pixels = drawn[cv2.resize(one.mask, drawn.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0]
         assert (abs(pixels.astype(int) - tint) <= 1).all(axis=1).mean() > 0.5
-
-
-def test_curves_hold_every_loss_and_ap(tmp_path, monkeypatch):
-    import matplotlib.figure
-
-    figures = []
-    original = matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(
-        matplotlib.figure.Figure, "savefig", lambda self, *a, **k: (figures.append(self), original(self, *a, **k))[1]
-    )
-    rows = [{"step": step, "loss": 1.0, "loss_mask": 0.5, "lr": 3.0} for step in (0, 10)]
-    write_curves(tmp_path / "curves.png", [*rows, {"step": 10, "box_ap": 4.0}, {"step": 20, "box_ap": 6.0}])
-    above, below = figures[0].axes
-    assert [line.get_label() for line in above.lines] == ["loss", "loss mask"]
-    assert [line.get_xydata().tolist() for line in below.lines] == [[[10.0, 4.0], [20.0, 6.0]]]
-    assert cv2.imread(str(tmp_path / "curves.png")).shape[2] == 3
-    write_curves(tmp_path / "empty.png", [])
-    assert (tmp_path / "empty.png").stat().st_size > 1000

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, a checkout's packages are found
+if __name__ == "__main__":  # then a checkout's packages are to be found, and not the files of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from smog.errors import UsageError, exit_code, nearest
-
-if TYPE_CHECKING:
-    from smog.pretrained import Pretrained
-    from transfer.protocols import Detection
+from transfer import command
 
 HELP = """usage: python transfer/coco.py --ckpt CKPT --data made|coco:DIR|voc:DIR
                                [--arch fpn|r50_fpn|c4|r50_c4|swin_fpn] [--schedule smoke|1x|2x|voc_24k]
@@ -48,63 +42,21 @@ OPTIONS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 fell short, 2 wrong use."""
-    return exit_code(_main, list(sys.argv[1:] if arguments is None else arguments))
+    return command.start(_main, HELP, list(sys.argv[1:] if arguments is None else arguments))
 
 
 def _main(arguments: list[str]) -> int:
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return 0 if arguments else 2
     given = parse(arguments)
     from smog.tasks import settings
-    from transfer import protocols  # which adds its tasks
+    from transfer import protocols  # noqa: F401 (which adds its tasks)
 
-    chosen: Detection = settings("coco", overrides(given))
-    from smog.pretrained import open_pretrained
-
-    store = Path(given["--store"])
-    source = open_pretrained(given["--ckpt"], store, given["--model"], chosen.seed)
-    folder, who = place(source, given["--ckpt"], store)
-    path = computed(source, chosen, folder, who)
-    from smog.processes import speaks
-    from smog.store import read_json
-
-    if speaks():
-        result = read_json(path)
-        if given["--out"]:
-            _copy(path, protocols.work_folder(path.parents[1], chosen), Path(given["--out"]))
-        if not given["--json"]:
-            from transfer.published import as_text
-
-            print(as_text(result, protocols.work_folder(path.parents[1], chosen)))
-        print(json.dumps(result))
-    return 0
+    chosen = settings("coco", overrides(given))
+    return command.of_checkpoint("coco", command.opened(given, chosen.seed), chosen, given, "transfer.published")
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the options by name; ``--set`` is a list. ``--name=value`` and ``--name value`` are the same."""
-    given: dict[str, Any] = {**dict.fromkeys(OPTIONS, ""), "--store": "runs", "--set": [], "--json": False}
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    place = 0
-    while place < len(words):
-        name, place = words[place], place + 1
-        if name == "--json":
-            given[name] = True
-        elif name == "--set":
-            start = place
-            while place < len(words) and not words[place].startswith("--"):
-                place += 1
-            given[name] += words[start:place]
-        elif name in OPTIONS:
-            if place == len(words) or words[place].startswith("--"):
-                raise UsageError(f"{name} needs a value")
-            given[name], place = words[place], place + 1
-        else:
-            raise UsageError(f"{name!r} is not known{nearest(name, [*OPTIONS, '--set', '--json'])}")
-    for name in ("--ckpt", "--data"):
-        if not given[name]:
-            raise UsageError(f"{name} is needed; --help shows how")
-    return given
+    """Return the options by name; see transfer.command.parse."""
+    return command.parse(arguments, OPTIONS)
 
 
 def overrides(given: dict[str, Any]) -> list[str]:
@@ -118,59 +70,6 @@ def overrides(given: dict[str, Any]) -> list[str]:
     named = {"arch": arch, "schedule": schedule, "data": kind, "root": root}
     named |= {name: given[f"--{name}"] for name in ("engine", "fraction", "seed")}
     return [*(f"{name}={value}" for name, value in named.items() if value), *given["--set"]]
-
-
-def place(source: Pretrained, ckpt: str, store: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the store where results of a checkpoint lie, and whose they are.
-
-    A run has its own; any other checkpoint gets one by the digest of its weights. Raises UsageError for a run that is
-    not finished: its weights will change, and its results would not.
-    """
-    from smog.config import load
-    from smog.identity import group_id
-    from smog.store import find_run
-
-    origin = source.origin
-    if origin["kind"] != "run":
-        return store / origin["id"], {"run_id": origin["id"], "group_id": origin["id"], "seed": origin.get("seed")}
-    folder = find_run(store, ckpt)
-    if not origin["finished"]:
-        raise UsageError(f"run {origin['id']} is not finished; run the same `smog train` again to finish it")
-    config = load(folder / "config.yaml")
-    return folder, {"run_id": origin["id"], "group_id": group_id(config), "seed": config.seed}
-
-
-def computed(source: Pretrained, chosen: Detection, folder: Path, who: dict[str, Any]) -> Path:
-    """Return the path of the result of a checkpoint; unless it is there it is computed, by all processes that torchrun
-    or srun started."""
-    from smog.distributed import agreed, held, rank
-    from smog.processes import joined
-    from smog.signals import StopSignals
-    from smog.store import result_path
-    from smog.tasks import protocol
-    from smog.tasks.result import write_result
-    from smog.training import choose_device
-    from transfer.detection import fine_tune
-    from transfer.protocols import work_folder
-
-    code, device = protocol("coco", chosen), choose_device(chosen.device)
-    path = result_path(folder, "coco", code)
-    with StopSignals(), joined(device.type):
-        if not any(agreed(path.exists())):
-            with held(folder, f"coco@{code}"):
-                started = time.monotonic()
-                found = fine_tune(source, chosen, work_folder(folder, chosen))
-                if not rank():
-                    write_result(path, who, "coco", chosen, found, time.monotonic() - started, device)
-    return path
-
-
-def _copy(path: Path, work: Path, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, out / "result.json")
-    for extra in work.glob("*"):
-        if extra.suffix in (".png", ".yaml", ".jsonl"):
-            shutil.copyfile(extra, out / extra.name)
 
 
 if __name__ == "__main__":

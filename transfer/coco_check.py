@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, compress
 from typing import Any
@@ -17,40 +17,15 @@ from typing import Any
 import numpy as np
 
 from smog.errors import UsageError
+from transfer.problems import EXAMPLES, Problems
 
 TOLERANCE = 1.0  # pixels by which a box may stand out of its image; it is cut there
 FLAT = 1e-3  # part of the annotations that may have no width, height or area
 THIN = 0.01  # pixels: a narrower box is none, and rounding could close it at another size
 SIDE = 100_000  # pixels of the largest image
-EXAMPLES = 3
 _LIMIT = 1e6  # pixels: nothing of an image is there
 _NUMBERS = {int, float}  # what JSON's numbers become; bool is none
 _IDS = 2**53  # above, a JSON reader in another language loses digits
-
-
-class Problems:
-    """What is wrong in one place, by kind: how often, and the first examples."""
-
-    def __init__(self, place: str) -> None:
-        self.place = place
-        self.kinds: dict[str, list[Any]] = {}
-
-    def add(self, kind: str, example: str) -> None:
-        """Note one more of a kind."""
-        known = self.kinds.setdefault(kind, [0])
-        known[0] += 1
-        if known[0] <= EXAMPLES:
-            known.append(example)
-
-    def stop(self) -> None:
-        """Raise UsageError over all that was noted; without any, do nothing."""
-        if self.kinds:
-            raise UsageError(f"{self.place}: {'; '.join(self._told())}. Mend these, or leave them out") from None
-
-    def _told(self) -> Iterator[str]:
-        for kind, (count, *examples) in self.kinds.items():
-            more = f" and {count - len(examples)} more" if count > len(examples) else ""
-            yield f"{count} {kind} ({', '.join(examples)}{more})"
 
 
 @dataclass

@@ -14,8 +14,10 @@ import numpy as np
 
 from smog.errors import RunError, UsageError
 from smog.identity import digest
-from transfer.coco_check import Problems, Table, check, parse
+from transfer.coco_check import Table, check, parse
 from transfer.files import Files
+from transfer.problems import Problems
+from transfer.share import drawn
 
 YEARS = ("2017", "")  # of folders and json files, the first that is there
 SAMPLE = 500  # images that are decoded at opening, spread evenly: all of a small set, seconds of a large one
@@ -146,19 +148,15 @@ def check_pair(train: Dataset, val: Dataset) -> None:
 def fraction(dataset: Dataset, share: float, seed: int) -> Dataset:
     """Return a random share of the images, 0 < share <= 1, in their order; the smaller shares of a seed lie within
     its larger ones. Raises UsageError for another share, or one that leaves nothing to learn from."""
-    if not 0 < share <= 1 or seed < 0:
-        raise UsageError(f"a fraction is above 0 and at most 1, its seed not negative; not {share} with seed {seed}")
+    chosen = drawn(len(dataset.images), share, seed)
     if share == 1:
         return dataset
-    count = max(1, round(share * len(dataset.images)))
-    # raw words, whose stream numpy guarantees: the same images in every numpy
-    draws = np.random.Philox(key=seed).random_raw(len(dataset.images))
-    chosen = np.sort(np.argsort(draws, kind="stable")[:count])
     images = [dataset.images[index] for index in chosen]
     if not any((~image.crowd).any() for image in images):
+        count = len(images)
         raise UsageError(f"{dataset.name}: none of the {count} images of the fraction {share} has an object; take more")
     key = digest([dataset.fingerprint, [image.id for image in images]])
-    note = f"{count} of {len(dataset.images)} images (fraction {share}, seed {seed})"
+    note = f"{len(images)} of {len(dataset.images)} images (fraction {share}, seed {seed})"
     return replace(dataset, images=images, fingerprint=key, notes=[*dataset.notes, note])
 
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, a checkout's packages are found
+if __name__ == "__main__":  # then a checkout's packages are to be found, and not the files of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from smog.errors import RunError, UsageError, exit_code
 from transfer.names import INDEX, Rule, fresh, rules

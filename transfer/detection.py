@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from smog import checkpoint
 from smog.data.sampler import loader
 from smog.distributed import agreed, rank, sum_over_ranks, world_size
-from smog.errors import AGAIN, RunError, StoppedError
+from smog.errors import RunError
 from smog.gradients import over_ranks
-from smog.models import fast_bf16
+from smog.models import chosen_precision
 from smog.pretrained import Pretrained, open_pretrained
 from smog.processes import own_device
-from smog.progress import Progress, say
-from smog.records import MetricsLog, read_lines
+from smog.progress import say
+from smog.records import read_lines
 from smog.schema import Config
-from smog.signals import StopSignals
 from smog.tasks import protocol
 from smog.tasks.result import Found
 from smog.training import choose_device, make_deterministic
@@ -36,13 +36,12 @@ from transfer.loader import Batches, Sample
 from transfer.optim import build_optimizer
 from transfer.parity import as_text
 from transfer.protocols import Detection, work_folder
-
-METRICS = "metrics.jsonl"
+from transfer.watch import METRICS, Watch, close, not_finite
 
 
 def of_run(folder: Path, config: Config, chosen: Detection) -> Found:
     """Fine-tune from a finished run; what remains of it beside the result lies in ``<run>/transfer/``."""
-    return fine_tune(open_pretrained(folder), chosen, work_folder(folder, chosen))
+    return fine_tune(open_pretrained(folder), chosen, work_folder(folder, "coco", chosen))
 
 
 def fine_tune(source: Pretrained, chosen: Detection, work: Path) -> Found:
@@ -93,7 +92,7 @@ class Training:
         self.detector.to(self.device)
         self.optimizer = build_optimizer(self.detector, chosen)
         self.network = over_ranks(self.detector)
-        self.precision = _precision(chosen, self.device)
+        self.precision = chosen_precision(chosen.precision, self.device)
         self.step, self.seconds = 0, 0.0
 
     def run(self) -> Scores:
@@ -103,48 +102,24 @@ class Training:
         elif not rank():
             self.work.mkdir(parents=True, exist_ok=True)
             self.detector.describe(self.work)
-        name = f"coco {self.origin['id'][:6]} {self.chosen.head} seed {self.chosen.seed}"
-        with ExitStack() as opened:
-            log = opened.enter_context(closing(MetricsLog(self.work / METRICS, self.step))) if not rank() else None
-            stop = opened.enter_context(StopSignals())
-            progress = opened.enter_context(Progress(self.chosen.steps, self.step, name)) if not rank() else None
-            stop.patient = True
-            self._loop(log, progress, stop)
-            stop.patient = False  # all is saved: a signal may end the evaluation, which starts anew
-            scores = self._evaluate(log)
+        title = f"coco {self.origin['id'][:6]} {self.chosen.head} seed {self.chosen.seed}"
+        with Watch(self.chosen, self.work, title, self.step) as watch:
+            self._loop(watch)
+            watch.trained()
+            scores = self._evaluate(watch)
         if not rank():
             self._close()
         return scores
 
-    def _loop(self, log: MetricsLog | None, progress: Progress | None, stop: StopSignals) -> None:
-        saved, chosen = time.monotonic(), self.chosen
-        samples = loader(self.batches, self.step, chosen.steps, chosen.workers)
-        while self.step < chosen.steps:
+    def _loop(self, watch: Watch) -> None:
+        samples = loader(self.batches, self.step, self.chosen.steps, self.chosen.workers)
+        while self.step < self.chosen.steps:
             began = time.monotonic()
             losses = self._one_step(next(samples))
             self.step += 1
             self.seconds += time.monotonic() - began
-            last = self.step == chosen.steps
-            due = last or time.monotonic() - saved > chosen.checkpoint_every
-            number, save = agreed(stop.number, due or stop.number)
-            show = last or self.step % chosen.log_every == 0
-            if save or show:
-                row = self._row(losses)  # or an error: what is not finite is not saved
-            if show and log and progress:
-                log.write(row)
-                progress.write(row)
-            if not last and self.step in self._looks():
-                self._evaluate(log)
-            if save:
-                self._save(log)
-                saved = time.monotonic()
-            if number and not last:
-                raise StoppedError(number, f"{self.work.name}: saved at step {self.step} of {chosen.steps}; {AGAIN}")
-
-    def _looks(self) -> set[int]:
-        """Return the steps after which the detector is evaluated for the curve."""
-        count = self.chosen.evaluations
-        return {round(self.chosen.steps * part / count) for part in range(1, count)}
+            row, evaluate = functools.partial(self._row, losses), functools.partial(self._evaluate, watch)
+            watch.after(self.step, row, evaluate, self._content)
 
     def _one_step(self, samples: list[Sample]) -> dict[str, Tensor]:
         """Take one optimiser step; return the losses, means over the micro-batches."""
@@ -192,29 +167,19 @@ class Training:
             "time": {"seconds": round(self.seconds, 3)},
         }
         if not abs(row["loss"]) < float("inf"):
-            raise RunError(
-                f"{self.work.name}: the loss is {row['loss']} at step {self.step} of {self.chosen.steps}; the "
-                f"checkpoint before is kept in {self.work}; try a smaller lr or a longer warmup",
-                kind="nan",
-            )
+            raise not_finite(self.work, self.step, self.chosen.steps, row["loss"])
         return row
 
-    def _evaluate(self, log: MetricsLog | None) -> Scores:
+    def _evaluate(self, watch: Watch) -> Scores:
         """Score the detector as it stands; the moving statistics that training goes on with are put back."""
         with self.detector.precise_statistics(self._precise_batches()):
             self.detector.eval()
             found = detect_all(self.detector, self.val, self.chosen)
         scores = score(self.val, found, self.chosen)
-        if log and not self._is_logged():
-            log.write({"step": self.step, **scores.metrics})
-            ap = ", ".join(f"{name} {value:.2f}" for name, value in scores.metrics.items() if name.endswith("_ap"))
-            say(f"step {self.step}/{self.chosen.steps}: {ap}")
+        ap = ", ".join(f"{name} {value:.2f}" for name, value in scores.metrics.items() if name.endswith("_ap"))
+        watch.scored(scores.metrics, ap)
         self.last = found
         return scores
-
-    def _is_logged(self) -> bool:
-        """Say whether the scores of this step stand in the log: those of the last step do after a kill behind them."""
-        return any(row["step"] == self.step and "loss" not in row for row in read_lines(self.work / METRICS))
 
     def _precise_batches(self) -> Iterator[list[Sample]]:
         """Yield the first micro-batches of the epoch that would come next, with the random numbers of its steps."""
@@ -224,18 +189,14 @@ class Training:
             checkpoint.own_stream(self.chosen.seed, step)
             yield from self._parts(samples)
 
-    def _save(self, log: MetricsLog | None) -> None:
-        if not log:
-            return
-        log.sync()
-        content = {
+    def _content(self) -> dict[str, Any]:
+        return {
             "protocol": protocol("coco", self.chosen),
             "step": self.step,
             "seconds": self.seconds,
             "detector": self.detector.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        checkpoint.write(self.work, content)
 
     def _resume(self) -> None:
         content = checkpoint.latest(self.work)
@@ -250,16 +211,10 @@ class Training:
 
     def _close(self) -> None:
         """Write the pictures and the curves, and drop what only further steps need."""
-        from transfer.sheet import write_curves, write_sheet
+        from transfer.curves import write_curves
+        from transfer.sheet import write_sheet
 
         write_sheet(self.work / "predictions.png", self.val, self.last)
-        write_curves(self.work / "curves.png", list(read_lines(self.work / METRICS)))
-        content = checkpoint.read(self.work / checkpoint.FILE)
-        checkpoint.write(self.work, {name: value for name, value in content.items() if name != "optimizer"})
-        checkpoint.forget_previous(self.work)
-
-
-def _precision(chosen: Detection, device: torch.device) -> str:
-    if chosen.precision == "auto":
-        return "bf16" if fast_bf16(device) else "fp32"
-    return chosen.precision
+        rows, names = list(read_lines(self.work / METRICS)), ("box_ap", "box_ap50", "mask_ap", "mask_ap50")
+        write_curves(self.work / "curves.png", rows, names, "AP (%)")
+        close(self.work, ("optimizer",))

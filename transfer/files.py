@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, Protocol
 
 import cv2
 import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from smog.errors import UsageError
 
-if TYPE_CHECKING:
-    from transfer.coco_data import Annotated
+TURNED = range(5, 9)  # EXIF orientations that swap height and width
+_DEPTH = slice(24, 26)  # of a PNG: bits a sample, and what a sample is (0 for grey)
+
+
+class Named(Protocol):
+    """An image of a data set, by the name of its file."""
+
+    @property
+    def file(self) -> str:
+        """Its path below the root, with /."""
+
+
+class ColorError(ValueError):
+    """A picture in colours where an image of class numbers was expected."""
 
 
 class Files:
@@ -43,12 +58,8 @@ class Files:
 
     def read(self, name: str) -> bytes:
         """Return the content of a file; raises OSError or ValueError where it can't be had."""
-        if self.root.is_dir():
-            return (self.root / name).read_bytes()
-        try:
-            return self._open().read(name)
-        except (KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{error} in the zip") from None
+        with self._opened(name) as file:
+            return file.read()
 
     def decode(self, name: str) -> np.ndarray:
         """Return an image as people see it, uint8 RGB [h, w, 3]: turned where its EXIF says so, as detectron2 does."""
@@ -61,13 +72,57 @@ class Files:
             raise ValueError("it does not decode")
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
-    def pixels(self, image: Annotated) -> np.ndarray:
+    def extent(self, name: str) -> tuple[int, int]:
+        """Return height and width that ``decode`` gives, from the head of the file alone; raises as ``read``."""
+        with self._opened(name) as file, _as_value_error(), Image.open(file) as image:
+            width, height = image.size
+            # asked only where it stands in the head: Pillow decodes a PNG to look for it at the end
+            turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in TURNED
+        return (width, height) if turned else (height, width)
+
+    def numbers(self, name: str) -> np.ndarray:
+        """Return the numbers in a PNG of labels, uint8 or uint16 [h, w]: grey levels, or the indices of a palette.
+
+        Raises ColorError for a picture in RGB, ValueError or OSError for what is no such PNG or can't be read. Pillow,
+        since OpenCV gives the colours of a palette, and the upper part of a file that is cut.
+        """
+        with self._opened(name) as file, _as_value_error(), Image.open(file) as image:
+            if image.format != "PNG":
+                raise ValueError(f"it is no PNG but {image.format}")
+            if image.mode in ("RGB", "RGBA"):
+                raise ColorError(f"it is a picture in {image.mode}")
+            file.seek(0)
+            bits, kind = file.read(_DEPTH.stop)[_DEPTH]
+            file.seek(0)
+            if kind == 0 and bits < 8:  # readers differ on what such a level is: the number, or a part of 255
+                raise ValueError(
+                    f"its grey levels have {bits} bit, so that their numbers are not certain: write 8 bits"
+                )
+            numbers = np.asarray(image)
+        if numbers.ndim != 2:
+            raise ValueError(f"it has {numbers.shape[-1]} channels, not one")
+        return numbers if numbers.dtype == np.uint8 else numbers.astype(np.uint16)
+
+    def pixels(self, image: Named) -> np.ndarray:
         """Return the pixels of an image, uint8 RGB [h, w, 3]."""
         return self.decode(image.file)
 
-    def where(self, image: Annotated) -> str:
+    def where(self, image: Named) -> str:
         """Return the path of an image, in its zip if it lies in one."""
         return f"{self.root}/{image.file}"
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file to read it; what is wrong with a zip is a ValueError."""
+        if self.root.is_dir():
+            with (self.root / name).open("rb") as file:
+                yield file
+            return
+        try:
+            with self._open().open(name) as entry:
+                yield entry
+        except (KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{error} in the zip") from None
 
     def _open(self) -> zipfile.ZipFile:
         if self._archive is None or self._archive[0] != os.getpid():  # processes must not share a file position
@@ -76,6 +131,17 @@ class Files:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_archive": None}
+
+
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    """Turn what Pillow raises over a broken image into a ValueError."""
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise ValueError("it is no image") from None
+    except (SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _walk(folder: Path, prefix: str = "") -> Iterable[tuple[str, int]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from smog.errors import RunError, UsageError
-from transfer.spec import Resnet, Spec, Swin, Vit
+from transfer.spec import Spec, Swin, Vit
 
 LIMIT = 1e-4  # of the largest difference, to the largest magnitude of the source's map
 BATCH = 2
@@ -27,27 +27,30 @@ MULTIPLE = 32  # the stride of the last stage, at most
 @torch.no_grad()
 def parity(
     network: nn.Module,
-    spec: Spec,
+    spec: Spec | None,
     stages: Callable[[Tensor], list[Tensor]],
     size: int,
     mean: Sequence[float],
     std: Sequence[float],
+    indices: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """Return a row for every map of the source: stage, shape, max_abs (the largest difference) and scale (the source's
     largest magnitude), in float32 and evaluation mode.
 
     ``network`` is the timm source; ``stages`` gives the maps [b, c, h, w] of the converted one for images [b, 3, h, w],
     RGB normalised by ``mean`` and ``std``; where it is the method of a module, that is in evaluation mode meanwhile.
+    ``indices`` are those of the source's maps that it gives, by default all but the stem's. ``spec`` may be None for a
+    ResNet of any kind.
     Raises RunError, which names the first stage that differs, where max_abs is above 1e-4 of scale, a shape is
     another or a map is missing.
     """
-    source = _source(network, spec)
+    source, maps = _source(network, spec), _indices(spec) if indices is None else list(indices)
     rows: list[dict[str, Any]] = []
     owner = getattr(stages, "__self__", None)
     with _evaluating(source, owner if isinstance(owner, nn.Module) else source):
         for height, width in _sizes(spec, size):
             images = _normalised(_pixels(height, width), mean, std).to(next(source.parameters()).device)
-            ours = source.forward_intermediates(images, indices=_indices(spec), intermediates_only=True)
+            ours = source.forward_intermediates(images, indices=maps, intermediates_only=True)
             rows += _compared(ours, stages(images), f"at {height}x{width} px")
     return rows
 
@@ -100,7 +103,7 @@ def _row(stage: str, one: Tensor, other: Tensor, where: str) -> dict[str, Any]:
     return {"stage": stage, "shape": [*one.shape], "max_abs": difference, "scale": scale}
 
 
-def _source(network: nn.Module, spec: Spec) -> Any:
+def _source(network: nn.Module, spec: Spec | None) -> Any:
     if not isinstance(spec, Swin):
         return network
     copied: Any = copy.deepcopy(network)  # one that takes any size, as the converted network does
@@ -111,7 +114,7 @@ def _source(network: nn.Module, spec: Spec) -> Any:
     return copied
 
 
-def _sizes(spec: Spec, size: int) -> list[tuple[int, int]]:
+def _sizes(spec: Spec | None, size: int) -> list[tuple[int, int]]:
     """Return heights and widths to prove it at, near ``size``; see the top of this file."""
     if isinstance(spec, Vit):
         return [(spec.image, spec.image)]
@@ -122,9 +125,9 @@ def _sizes(spec: Spec, size: int) -> list[tuple[int, int]]:
     return [(side, side), (side, side + MULTIPLE)]
 
 
-def _indices(spec: Spec) -> list[int] | None:
+def _indices(spec: Spec | None) -> list[int] | None:
     """All maps but that of the stem, which timm gives before pooling."""
-    return [1, 2, 3, 4] if isinstance(spec, Resnet) else None
+    return None if isinstance(spec, Swin | Vit) else [1, 2, 3, 4]
 
 
 def _pixels(height: int, width: int) -> Tensor:

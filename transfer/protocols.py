@@ -12,6 +12,7 @@ from smog.errors import UsageError, nearest
 from smog.schema import runtime_field
 from smog.tasks import protocol
 from smog.tasks.protocols import TASKS, Settings
+from transfer.segmentation import protocol as segmentation
 
 ENGINES = ("auto", "detectron2", "torchvision")
 HEADS = ("fpn", "c4")
@@ -159,9 +160,9 @@ class Detection(Settings):
         return rate * (self.warmup_start + (1 - self.warmup_start) * min(1.0, done))
 
 
-def work_folder(folder: Path, chosen: Detection) -> Path:
+def work_folder(folder: Path, task: str, chosen: Settings) -> Path:
     """Return where a fine-tuning keeps its checkpoint, curves and pictures, in the folder of a run."""
-    return folder / "transfer" / f"coco@{protocol('coco', chosen)}"
+    return folder / "transfer" / f"{task}@{protocol(task, chosen)}"
 
 
 def chosen_engine(asked: str) -> str:
@@ -177,4 +178,4 @@ def chosen_engine(asked: str) -> str:
     return asked if asked != "auto" else "detectron2" if there else "torchvision"
 
 
-TASKS["coco"] = Detection
+TASKS |= {"coco": Detection, "ade20k": segmentation.Segmentation}

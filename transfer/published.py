@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
@@ -30,15 +30,29 @@ FREE = {
 }  # not the protocol's
 
 
-def published(protocol: str) -> list[tuple[str, dict[str, float], str]]:
-    """Return the published rows of a protocol such as ``Mask R-CNN R50-FPN 1x``: method, figures and source."""
+class Published(NamedTuple):
+    """What others report: ``figures`` in percent, ``source`` with its kind."""
+
+    method: str
+    figures: dict[str, float]
+    source: str
+
+
+def published(protocol: str) -> list[Published]:
+    """Return the published rows of a protocol such as ``Mask R-CNN R50-FPN 1x``."""
+    return rows_of(FILE, protocol=protocol)
+
+
+def rows_of(path: Path, **wanted: str) -> list[Published]:
+    """Return the rows of a file of published results whose columns have the wanted values, in its order: a row for
+    each method and source, with all its metrics."""
     rows: dict[tuple[str, str], dict[str, float]] = {}
-    with open(FILE, newline="") as file:
+    with open(path, newline="") as file:
         for row in csv.DictReader(file):
-            if row["protocol"] == protocol:
+            if all(row[column] == value for column, value in wanted.items()):
                 source = f"{row['source']} ({row['kind']})"
                 rows.setdefault((row["method"], source), {})[row["metric"]] = float(row["value"])
-    return [(method, figures, source) for (method, source), figures in rows.items()]
+    return [Published(method, figures, source) for (method, source), figures in rows.items()]
 
 
 def protocol_name(result: Mapping[str, Any]) -> str:

@@ -1,8 +1,7 @@
-"""Pictures of a detector: truths beside predictions, and the curves of its training."""
+"""Pictures of a detector: truths beside predictions."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +11,13 @@ import cv2
 import numpy as np
 from faster_coco_eval.core import mask
 
-from smog.store import write_atomically
+from transfer import panels
 from transfer.coco_data import Annotated, Dataset
+from transfer.panels import COLORS
 
-LONG = 640  # pixels of a panel's long side: larger images are scaled down to it
-SHORT = 400  # and smaller ones up to at least this, by a whole number, so that text and lines keep their size
-COLORS = (
-    (0, 114, 178),
-    (230, 159, 0),
-    (0, 158, 115),
-    (204, 121, 167),
-    (86, 180, 233),
-    (213, 94, 0),
-    (240, 228, 66),
-)  # fmt: skip (Okabe and Ito's, RGB: told apart by the colour-blind; classes beyond take them again)
-AP = ("box_ap", "box_ap50", "mask_ap", "mask_ap50")  # the curves of the lower figure
 SCORE = 0.5  # predictions above it are shown,
 BEST = 5  # or so many of the best, in thin lines, where none is above
 _TINT = 0.35
-_GAP = 8
-WHITE = (255, 255, 255)
-_FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 
 
 def write_sheet(path: Path, dataset: Dataset, detections: Sequence[dict[str, Any]], count: int = 8) -> None:
@@ -42,11 +27,7 @@ def write_sheet(path: Path, dataset: Dataset, detections: Sequence[dict[str, Any
     Raises RunError for an image that can't be read.
     """
     chosen = [place for place, image in enumerate(dataset.images) if (~image.crowd).any()][:count]
-    rows = [_row(dataset, place, detections) for place in chosen]
-    width = max(row.shape[1] for row in rows)
-    rows = [cv2.copyMakeBorder(row, 0, _GAP, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=WHITE) for row in rows]
-    _, content = cv2.imencode(".png", cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
-    write_atomically(path, lambda file: file.write(content.tobytes()))
+    panels.write_rows(path, [_row(dataset, place, detections) for place in chosen])
 
 
 @dataclass(frozen=True)
@@ -66,7 +47,7 @@ def _row(dataset: Dataset, place: int, detections: Sequence[dict[str, Any]]) -> 
     name = image.file.rpartition("/")[2]
     truth = _panel(pixels, _truths(dataset, image), f"truth  {name}")
     found = _panel(pixels, _predictions(dataset, image, own), "predictions")
-    return np.concatenate([truth, np.full((len(truth), _GAP, 3), 255, np.uint8), found], axis=1)
+    return panels.row([truth, found])
 
 
 def _truths(dataset: Dataset, image: Annotated) -> list[_Shown]:
@@ -99,9 +80,8 @@ def _decoded(segment: Any, image: Annotated) -> np.ndarray | None:
 
 def _panel(pixels: np.ndarray, shown: list[_Shown], title: str) -> np.ndarray:
     """Draw objects over an image at a size where they can be told apart, below a line with the title."""
-    scale = _scale(*pixels.shape[:2])
-    size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
-    canvas = cv2.resize(pixels, size, interpolation=cv2.INTER_NEAREST if scale >= 1 else cv2.INTER_AREA)
+    scale, canvas = panels.scale(*pixels.shape[:2]), panels.resized(pixels)
+    size = canvas.shape[1::-1]
     for one in shown:
         if one.mask is not None:
             inside = cv2.resize(one.mask, size, interpolation=cv2.INTER_NEAREST).astype(bool)
@@ -112,14 +92,7 @@ def _panel(pixels: np.ndarray, shown: list[_Shown], title: str) -> np.ndarray:
     taken: list[tuple[int, int, int, int]] = []
     for one in shown:
         taken.append(_write(canvas, one, scale, taken))
-    head = np.full((20, size[0], 3), 255, np.uint8)
-    cv2.putText(head, title, (2, 14), _FONT, _SCALE, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.concatenate([head, canvas])
-
-
-def _scale(height: int, width: int) -> float:
-    long = max(height, width)
-    return LONG / long if long > LONG else max(1, -(-SHORT // long))
+    return panels.titled(canvas, title)
 
 
 def _color(label: int) -> tuple[int, int, int]:
@@ -130,7 +103,7 @@ def _write(
     canvas: np.ndarray, one: _Shown, scale: float, taken: list[tuple[int, int, int, int]]
 ) -> tuple[int, int, int, int]:
     """Write the name of an object at a corner of its box where the fewest names are yet; return the place, XYXY."""
-    (width, height), below = cv2.getTextSize(one.text, _FONT, _SCALE, 1)
+    (width, height), below = cv2.getTextSize(one.text, panels.FONT, panels.SIZE, 1)
     width, height = width + 4, height + below + 2
     x1, y1, x2, y2 = (int(side) for side in np.rint(one.box * scale))
     corners = [
@@ -146,8 +119,8 @@ def _write(
     color = _color(one.label)
     cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), color, cv2.FILLED)
     bright = np.dot(color, (0.299, 0.587, 0.114)) > 110
-    ink = (0, 0, 0) if bright else WHITE
-    cv2.putText(canvas, one.text, (left + 2, bottom - below), _FONT, _SCALE, ink, 1, cv2.LINE_AA)
+    ink = panels.BLACK if bright else panels.WHITE
+    cv2.putText(canvas, one.text, (left + 2, bottom - below), panels.FONT, panels.SIZE, ink, 1, cv2.LINE_AA)
     return left, top, right, bottom
 
 
@@ -156,29 +129,3 @@ def _common(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) ->
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(0, width) * max(0, height)
-
-
-def write_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write a figure of a training: above, loss and every loss_* over the step; below, AP in percent.
-
-    ``rows``: {step, loss, loss_*} and {step, box_ap, mask_ap, ...}, as in the log. Its format is that of the name.
-    """
-    from matplotlib.figure import Figure  # here, since it takes a second to import
-
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    above, below = figure.subplots(2, sharex=True)
-    losses = sorted({name for row in rows for name in row if name.partition("_")[0] == "loss"})
-    figures = [name for name in AP if any(name in row for row in rows)]
-    for axes, names, marker in ((above, losses, ""), (below, figures, "o")):
-        for number, name in enumerate(names):
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            color = [part / 255 for part in COLORS[number % len(COLORS)]]
-            axes.plot(*zip(*points, strict=True), color=color, marker=marker, label=name.replace("_", " "))
-        if names:
-            axes.legend(frameon=False, ncols=2)
-        axes.grid(alpha=0.3)
-    above.set(ylabel="loss", ylim=(0, None))
-    below.set(ylabel="AP (%)", xlabel="step", ylim=(0, None))
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:], dpi=120)
-    write_atomically(path, lambda file: file.write(content.getvalue()))

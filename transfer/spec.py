@@ -99,6 +99,18 @@ def spec_of(network: nn.Module) -> Spec:
     )
 
 
+def family_of(network: nn.Module) -> str:
+    """Return resnet, swin or vit, for a timm network of any kind of these. Raises UsageError for another."""
+    kinds = (resnet.ResNet, swin_transformer.SwinTransformer, vision_transformer.VisionTransformer)
+    for family, kind in zip((Resnet.family, Swin.family, Vit.family), kinds, strict=True):
+        if isinstance(network, kind):
+            return family
+    raise UsageError(
+        f"{type(network).__name__}: a network of this family has no recipe here; those of timm's ResNet, "
+        "SwinTransformer and VisionTransformer do"
+    )
+
+
 def listed(names: Collection[str]) -> str:
     """Return ``"a, b, c and 4 more"``."""
     shown = ", ".join(list(names)[:SHOWN])

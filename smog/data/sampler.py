@@ -88,19 +88,22 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 def loader(batches: Dataset, start: int, stop: int, workers: int) -> Iterator[Any]:
     """Yield the batches from step ``start`` to before ``stop``, made in ``workers`` processes or, at 0, in this one."""
-    return iter(
-        DataLoader(
-            batches,
-            batch_size=None,  # a batch is made whole in one process, so that nothing small crosses between them
-            sampler=range(start, stop),
-            num_workers=workers,
-            # forked from this process, workers notice when it is killed; from a fork server they would stay for ever
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            collate_fn=_as_it_is,
-            worker_init_fn=outlive_signals,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # its own, or every start of a loader would draw from the run's
-        )
+    return iter(data_loader(batches, start, stop, workers))
+
+
+def data_loader(batches: Dataset, start: int, stop: int, workers: int) -> DataLoader:
+    """Return what ``loader`` iterates over."""
+    return DataLoader(
+        batches,
+        batch_size=None,  # a batch is made whole in one process, so that nothing small crosses between them
+        sampler=range(start, stop),
+        num_workers=workers,
+        # forked from this process, workers notice when it is killed; from a fork server they would stay for ever
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        collate_fn=_as_it_is,
+        worker_init_fn=outlive_signals,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # its own, or every start of a loader would draw from the run's
     )
 
 
