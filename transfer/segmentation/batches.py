@@ -3,6 +3,7 @@ process reads it, and whether it was resumed."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ class Batches(Dataset):
 
     def __init__(self, pairs: Pairs, chosen: Segmentation, pipeline: Sequence[dict[str, Any]]) -> None:
         self.pairs, self.seed, self.batch = pairs, chosen.seed, chosen.batch
-        self.transforms = Compose(pipeline)
+        self.transforms = Compose(copy.deepcopy(list(pipeline)))  # some transforms build theirs in its place
         self.own, left = divmod(chosen.batch, world_size())
         self.rank = rank()
         if left:
@@ -56,7 +57,7 @@ class Tested(Dataset):
     """Images for testing, labels at their own size; each is a batch of one."""
 
     def __init__(self, pairs: Pairs, pipeline: Sequence[dict[str, Any]]) -> None:
-        self.pairs, self.transforms = pairs, Compose(pipeline)
+        self.pairs, self.transforms = pairs, Compose(copy.deepcopy(list(pipeline)))
 
     def __len__(self) -> int:
         return len(self.pairs.images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,6 @@ from torch import Tensor
 
 from smog.distributed import gathered
 from transfer.segmentation.classes import IGNORE
-
-KEPT = 8  # predictions for the pictures
 
 
 @dataclass(frozen=True)
@@ -60,13 +58,13 @@ def _or_none(value: float) -> float | None:
 @METRICS.register_module()
 class Confusion(BaseMetric):
     """The confusion matrix of a validation, summed over all processes. ``matrix`` is that of the last; ``shown`` has
-    this process's first predictions, uint8 [h, w] by the number of the image."""
+    its predictions for the images whose numbers are ``kept``, uint8 [h, w], as far as they are this process's."""
 
     default_prefix = ""  # names of the figures stand alone
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, kept: Iterable[int] = ()) -> None:
         super().__init__()
-        self.classes = classes
+        self.classes, self.kept = classes, set(kept)
         self.matrix = np.zeros((classes, classes), np.int64)
         self.shown: dict[int, np.ndarray] = {}
 
@@ -75,7 +73,7 @@ class Confusion(BaseMetric):
         for sample in data_samples:
             truth, predicted = sample["gt_sem_seg"]["data"][0], sample["pred_sem_seg"]["data"].squeeze(0)
             self.results.append(counts(truth.to(predicted.device), predicted, self.classes).cpu().numpy())
-            if len(self.shown) < KEPT:
+            if sample["number"] in self.kept:
                 self.shown[sample["number"]] = predicted.cpu().numpy().astype(np.uint8)
 
     def evaluate(self, size: int) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,12 +38,19 @@ def build_segmentor(source: Pretrained, chosen: Segmentation, classes: int) -> t
     channels = _body(source, chosen, dilated=False).channels
     config = build_config(chosen, source.backbone, source.size, channels, classes, source.mean, source.std)
     torch.manual_seed(chosen.seed)  # of the new parts, so that they are the same whatever the checkpoint
-    try:
+    with named("mmseg.model"):
         model = MODELS.build(ConfigDict(config["model"]))
-    except (TypeError, KeyError, AssertionError) as error:
-        raise UsageError(f"mmseg.model: {' '.join(str(error).split())}") from None
     model.backbone.fill(source.network)
     return config, model, _proof(source, chosen, model)
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Tell what mmsegmentation refuses as bad input, by the key that it builds."""
+    try:
+        yield
+    except (TypeError, KeyError, ValueError, AssertionError) as error:
+        raise UsageError(f"{key}: {' '.join(str(error).split())}") from None
 
 
 def _body(source: Pretrained, chosen: Segmentation, dilated: bool) -> parts.Body:

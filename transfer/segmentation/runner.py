@@ -18,6 +18,7 @@ from torch import nn
 from smog import checkpoint
 from smog.batchnorm import synchronize
 from smog.distributed import rank, world_size
+from smog.errors import RunError
 
 
 class Runner(mmengine.runner.Runner):
@@ -39,12 +40,7 @@ class Runner(mmengine.runner.Runner):
 
     def build_logger(self, *args: Any, **settings: Any) -> MMLogger:
         """Return mmengine's logger, which prints warnings alone, where they belong."""
-        logger = super().build_logger(*args, **settings)
-        for handler in logger.handlers:
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-                handler.setStream(sys.stderr)
-                handler.setLevel(logging.ERROR)
-        return logger
+        return quiet(super().build_logger(*args, **settings))
 
     def dump_config(self) -> None:
         """Write the configuration beside the result, and not a file for every start."""
@@ -60,12 +56,24 @@ class Runner(mmengine.runner.Runner):
         """Go on from ``resumed``; called behind mmengine's own initialisation."""
         if self.resumed is None:
             return
-        self.segmentor.load_state_dict(self.resumed["model"])
-        if "optimizer" in self.resumed:  # not in that of a training that has ended
-            self.optim_wrapper.load_state_dict(self.resumed["optimizer"])
-            for scheduler, state in zip(self.param_schedulers, self.resumed["schedulers"], strict=True):
-                scheduler.load_state_dict(state)
-        self.train_loop.start_at(self.resumed["step"])
+        try:
+            self.segmentor.load_state_dict(self.resumed["model"])
+            if "optimizer" in self.resumed:  # not in that of a training that has ended
+                self.optim_wrapper.load_state_dict(self.resumed["optimizer"])
+                for scheduler, state in zip(self.param_schedulers, self.resumed["schedulers"], strict=True):
+                    scheduler.load_state_dict(state)
+            self.train_loop.start_at(self.resumed["step"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            why = " ".join(str(error).split())[:200]
+            work = Path(self.work_dir).parent
+            raise RunError(f"{work} is of another version of the program ({why}); move it away") from None
+
+    def close(self) -> None:
+        """Close the file of the log: a process may train many, one after the other."""
+        for handler in list(self.logger.handlers):
+            if isinstance(handler, logging.FileHandler):
+                handler.close()
+                self.logger.removeHandler(handler)
 
     def content(self) -> dict[str, Any]:
         """Return what the next step depends on, beside its number."""
@@ -74,6 +82,15 @@ class Runner(mmengine.runner.Runner):
             "optimizer": self.optim_wrapper.state_dict(),
             "schedulers": [scheduler.state_dict() for scheduler in self.param_schedulers],
         }
+
+
+def quiet(logger: MMLogger) -> MMLogger:
+    """Let a logger print errors alone, and not among the results on standard output."""
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setStream(sys.stderr)
+            handler.setLevel(logging.ERROR)
+    return logger
 
 
 class Follow(Hook):
@@ -87,6 +104,7 @@ class Follow(Hook):
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Start the generators anew: dropout then depends on the step alone, and a resume has nothing to restore."""
         checkpoint.own_stream(self.training.chosen.seed, batch_idx)
+        self.training.lr = max(group["lr"] for group in runner.optim_wrapper.param_groups)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Log, evaluate, save and stop where that is due."""

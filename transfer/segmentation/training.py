@@ -7,20 +7,23 @@ import itertools
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import mmcv
 import mmseg
+import numpy as np
 import torch
 from mmengine.config import Config as MmConfig
-from mmengine.registry import init_default_scope
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmseg.registry import MODELS
 
 from smog import checkpoint
 from smog.data.sampler import data_loader
 from smog.distributed import agreed, rank, sum_over_ranks, world_size
-from smog.errors import RunError, UsageError
 from smog.models import chosen_precision
 from smog.pretrained import Pretrained, open_pretrained
 from smog.processes import own_device
@@ -36,11 +39,13 @@ from transfer.segmentation.batches import Batches, Tested
 from transfer.segmentation.data import Pairs, check_pair, fraction, open_pairs, unlearnable
 from transfer.segmentation.made import open_made
 from transfer.segmentation.metric import Confusion, Scores, scores
-from transfer.segmentation.model import build_segmentor
+from transfer.segmentation.model import build_segmentor, named
 from transfer.segmentation.protocol import Segmentation
-from transfer.segmentation.runner import Follow, Runner
+from transfer.segmentation.runner import Follow, Runner, quiet
 from transfer.watch import METRICS, Watch, close, not_finite
 
+TITLES = {"miou": "mIoU", "macc": "mAcc", "aacc": "aAcc"}
+SHOWN = 8  # predictions for the pictures, spread over the images
 _numbers = itertools.count()  # mmengine keeps its parts by the name of an experiment, as long as a process lives
 
 
@@ -113,14 +118,25 @@ class Training:
         self.device = own_device(choose_device(chosen.device))
         self.precision = chosen_precision(chosen.precision, self.device)
         init_default_scope("mmseg")
+        quiet(MMLogger.get_instance(f"building {next(_numbers)}"))
         self.config, self.model, self.parity = build_segmentor(source, chosen, len(train.classes))
         self.config["optim_wrapper"]["half"] = self.precision == "bf16"
-        try:
+        with named("mmseg.train_pipeline"):
             self.batches = Batches(train, chosen, self.config["train_pipeline"])
-        except (TypeError, KeyError) as error:
-            raise UsageError(f"mmseg.train_pipeline: {' '.join(str(error).split())}") from None
-        self.step, self.seconds, self.began = 0, 0.0, 0.0
+        self._try()
+        self.step, self.seconds, self.began, self.lr = 0, 0.0, 0.0, 0.0
         self.last: dict[int, Any] = {}
+
+    def _try(self) -> None:
+        """Build what the Runner will build, so that a wrong key is told before anything is written."""
+        for name in ("test_pipeline", "tta_pipeline"):
+            with named(f"mmseg.{name}"):
+                Tested(self.val, self.config[name])
+        with named("mmseg.optim_wrapper"):
+            optimizer = build_optim_wrapper(self.model, copy.deepcopy(self.config["optim_wrapper"]))
+        with named("mmseg.param_scheduler"):
+            for scheduler in copy.deepcopy(self.config["param_scheduler"]):
+                PARAM_SCHEDULERS.build(scheduler, default_args={"optimizer": optimizer})
 
     def run(self) -> tuple[Scores, Scores | None]:
         """Go on from the last checkpoint, or from the start, to the end; return the scores of the last step, and those
@@ -133,16 +149,11 @@ class Training:
         with Watch(self.chosen, self.work, title, self.step) as self.watch:
             self.runner = self._runner(content)
             self.began = time.monotonic()
-            try:
+            with closing(self.runner):
                 self.runner.train()
-            except (KeyError, ValueError) as error:
-                if not content:
-                    raise
-                why = " ".join(str(error).split())[:200]
-                raise RunError(f"{self.work} is of another version of the program ({why}); move it away") from None
-            self.watch.trained()
-            single = self.evaluate()
-            multiple = self._multi_scale() if self.chosen.multi_scale else None
+                self.watch.trained()
+                single = self.evaluate()
+                multiple = self._multi_scale() if self.chosen.multi_scale else None
         if not rank():
             self._close()
         return single, multiple
@@ -155,7 +166,8 @@ class Training:
             "val_dataloader": self._testing(config["test_pipeline"]),
         }
         own = ("train_cfg", "val_cfg", "optim_wrapper", "param_scheduler")
-        self.metric = Confusion(len(self.val.classes))
+        start, stop = self._part()
+        self.metric = Confusion(len(self.val.classes), np.linspace(start, stop - 1, SHOWN).astype(int).tolist())
         runner = Runner(
             self.device,
             content,
@@ -177,9 +189,12 @@ class Training:
 
     def _testing(self, pipeline: list[dict[str, Any]]) -> Any:
         """Return the loader of this process's part of the validation images."""
+        return data_loader(Tested(self.val, pipeline), *self._part(), self.chosen.workers)
+
+    def _part(self) -> tuple[int, int]:
+        """Return the first and the one behind the last of this process's validation images."""
         count, world = len(self.val.images), world_size()
-        start, stop = (count * place // world for place in (rank(), rank() + 1))
-        return data_loader(Tested(self.val, pipeline), start, stop, self.chosen.workers)
+        return count * rank() // world, count * (rank() + 1) // world
 
     def after(self, step: int, losses: Mapping[str, Any]) -> None:
         """Do what is due after a step of the Runner."""
@@ -197,7 +212,7 @@ class Training:
             "step": self.step,
             "epoch": round(self.step / self.batches.per_epoch, 4),
             **dict(zip(shown, means, strict=True)),
-            "lr": max(group["lr"] for group in self.runner.optim_wrapper.param_groups),
+            "lr": self.lr,
             "time": {"seconds": round(self.seconds, 3)},
         }
         if not abs(row["loss"]) < float("inf"):
@@ -239,6 +254,3 @@ class Training:
         rows = list(read_lines(self.work / METRICS))
         write_curves(self.work / "curves.png", rows, list(TITLES), "%")
         close(self.work, ("optimizer", "schedulers"))
-
-
-TITLES = {"miou": "mIoU", "macc": "mAcc", "aacc": "aAcc"}
