@@ -29,7 +29,24 @@ RANDOM = "random"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of an export; the names that timm and its hub use
 SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".torch", ".bin", ".safetensors")
 SHOWN = 4  # keys of each kind in a message
+# What stands beside the weights in mmengine's checkpoints, and in others as NumPy's numbers, by the names that a pickle
+# has for it: nothing of it is needed, and nothing of it is called.
+IGNORED = (
+    "mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "numpy.ndarray", "numpy.dtype",
+    "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar",
+)  # fmt: skip
 Triple = tuple[float, float, float]
+
+
+class Ignored:
+    """Stands for what is not read; argparse.Namespace, of DINO's and timm's files, holds plain values and is."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -168,7 +185,7 @@ def _read(path: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        with torch.serialization.safe_globals([argparse.Namespace]):  # plain values, in the files of DINO and timm
+        with torch.serialization.safe_globals([argparse.Namespace, *((Ignored, name) for name in IGNORED)]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage has many names
         text = " ".join(str(error).split())

@@ -1,9 +1,11 @@
 import argparse
 import hashlib
 import json
+import pickle
 import re
 
 import made_checkpoints as made
+import numpy as np
 import pytest
 import timm
 import torch
@@ -161,6 +163,32 @@ def test_a_pickle_with_code_is_refused_and_not_run(file, capsys):
     with pytest.raises(UsageError, match=r"checkpoint\.pth holds more than data \((builtins\.)?print\) and is not"):
         open_pretrained(path)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.filterwarnings("ignore")  # mmengine's, of what it imports
+def test_a_checkpoint_of_mmengine_is_read_without_what_it_logs(file):
+    history = pytest.importorskip("mmengine.logging").HistoryBuffer([0.5], [1])
+    network = made.network("resnet")
+    state = {f"backbone.{key}": value for key, value in network.state_dict().items()}
+    path = file({"state_dict": state, "message_hub": {"train/loss": history, "best": np.float64(2)}})
+    with pytest.raises(pickle.UnpicklingError, match="HistoryBuffer"):
+        torch.load(path, weights_only=True)
+    opened = open_pretrained(path).network
+    assert torch.equal(made.features(opened, made.images("resnet")), made.features(network, made.images("resnet")))
+
+
+class Reached:
+    """A way to a function past its own name."""
+
+    def __reduce__(self):
+        return getattr, (print, "__call__")
+
+
+def test_what_is_read_past_is_not_called(file):
+    content = torch.load(file({"value": Reached()}), weights_only=False)
+    assert content["value"] is not None
+    with pytest.raises(UsageError, match=r"more than data \((builtins\.)?print\)"):
+        open_pretrained(file({"value": Reached()}))
 
 
 def test_damaged_files_are_refused_in_one_line(file, tmp_path):
