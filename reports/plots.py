@@ -106,7 +106,8 @@ def metric_figure(table: Table, record: Record) -> Figure:
         for ax, panel in zip(axes, panels, strict=True):
             _draw_panel(ax, panel, 2.8 * ROOM if crowded else ROOM)
             _draw_references(ax, [row for row in table.rows if row.kind == "reference"], panel.place)
-        figure.legend(handles=_key(table), loc="outside lower center", ncols=5, frameon=False, handlelength=1.5)
+        columns = 5 if crowded or across > 1 else 2  # below a single panel of half the width no more have room
+        figure.legend(handles=_key(table), loc="outside lower center", ncols=columns, frameon=False, handlelength=1.5)
     return figure
 
 

@@ -187,6 +187,16 @@ def test_every_seed_lies_within_its_panel(tmp_path):
     assert panel.get_xlim()[0] < 1 < 90 < panel.get_xlim()[1]
 
 
+def test_the_key_lies_within_the_figure(tmp_path):
+    cells = [cell(tmp_path, name, name, {"knn": [50.0, 51.0]}, baseline=name == "a") for name in ("a", "b")]
+    made = record(cells, tasks={"knn": TASKS["knn"]}, baseline={AXIS: "a"})
+    figure = metric_figure(grid_table(tmp_path, made), made)
+    figure.draw_without_rendering()
+    [key], room = [legend.get_window_extent() for legend in figure.legends], figure.bbox
+    assert room.x0 <= key.x0 < key.x1 <= room.x1
+    assert room.y0 <= key.y0 < key.y1 <= room.y1
+
+
 @pytest.mark.parametrize(
     ("values", "scale"), [([30, 1000], "log"), ([30, 300], "linear"), (["a", "b"], "linear"), ([0, 100], "linear")]
 )
