@@ -109,10 +109,16 @@ def plan(name: str, overrides: Sequence[str], changes: Mapping[str, Any] | None 
     if clash := sorted(taken & grid.axes.keys()):
         raise UsageError(f"{clash[0]} is the axis of the grid {name}; it can't be overridden for all its cells")
     resolver = _Resolver([*(o for o in grid.overrides if o.partition("=")[0] not in taken), *own], grid.seeds)
-    references = [resolver.reference(label, more, grid) for label, more in grid.references.items()]
+    references = [resolver.reference(label, more, grid) for label, more in _references(grid, tasks)]
     cells = [resolver.cell(point) for point in points(name, grid)]
     _check_different(name, cells)
     return Plan(name, grid, [*references, *cells], tasks, command)
+
+
+def _references(grid: Grid, tasks: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return the rows to read the others against; raw pixels are left out where a task would train them."""
+    trained = any(task.TRAINS for task in tasks.values())
+    return [(label, more) for label, more in grid.references.items() if not (trained and "backbone=pixels" in more)]
 
 
 def _of_task(task: str, overrides: Sequence[str]) -> list[str]:

@@ -15,11 +15,16 @@ import smog.training
 from pathlib import Path
 
 with contextlib.suppress(ImportError):  # without the extra packages of [transfer], grids have no task that needs them
+    import transfer.curves
     import transfer.detection
     import transfer.engines.torchvision
     import transfer.made
     import transfer.sheet
     import transfer.voc
+
+with contextlib.suppress(ImportError):
+    import transfer.segmentation.sheet
+    import transfer.segmentation.training
 
 from smog.environment import provenance
 

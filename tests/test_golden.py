@@ -1,10 +1,11 @@
 """A golden result a stage: results that change while the version of their code does not would mix with older ones.
 
-``python tests/test_golden.py`` records golden.json again."""
+``python tests/test_golden.py`` records golden.json again; with names behind it, such as ``knn linear``, these alone."""
 
 import json
 import sys
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from transfer.detector import Detector
 from transfer.evaluation import coco_ap
 from transfer.inference import Images
 from transfer.protocols import Detection
+from transfer.segmentation.protocol import Segmentation
 from transfer.voc import voc_ap
 
 FILE = Path(__file__).with_name("golden.json")
@@ -38,8 +40,15 @@ WHERE = {
     "knn": "Knn.VERSION in smog/tasks/protocols.py",
     "linear": "Linear.VERSION in smog/tasks/protocols.py",
     "coco": "Detection.VERSION in transfer/protocols.py",
+    "ade20k": "Segmentation.VERSION in transfer/segmentation/protocol.py",
 }
-RELATIVE = {"train/smog": 2e-3, "knn": 1e-4, "linear": 1e-4, "coco": 2e-3}  # other CPUs round differently
+RELATIVE = {
+    "train/smog": 2e-3,
+    "knn": 1e-4,
+    "linear": 1e-4,
+    "coco": 2e-3,
+    "ade20k": 2e-3,
+}  # other CPUs round differently
 IMAGES = {"top1": 0.6, "top5": 0.6, "minival_top1": 1.7}  # percent: one image may fall on the other side
 RUN = (
     "recipe=smoke", "data=garments", "data.size=20", "views.size=16", "data.train_images=96", "data.val_images=40",
@@ -53,11 +62,17 @@ DETECTION = (
     "channels=8", "batch=4", "images=8", "warmup=0", "precise_bn=4", "precision=fp32", "device=cpu",
     "regions=4096", "proposals=4096",  # all of them: a draw among regions would turn rounding into other regions
 )  # fmt: skip
+SEGMENTATION = (
+    "made_train=8", "made_val=4", "made_size=48", "crop=[48,48]", "scale=[56,56]", "distort=true", "channels=8",
+    "batch=4", "steps=4", "warmup=1", "precision=fp32", "device=cpu", "log_every=1",
+)  # fmt: skip
+SEGMENTORS = {"resnet10_tiny": (), "vit_tiny_patch16_224": ("recipe=vit", "steps=3", "batch=2", "sliding=true")}
+LOSSES = ("loss", "loss_decode", "loss_aux")
 
 
 def versions():
     own = {"train/smog": VERSIONS["smog"], "knn": Knn.VERSION, "linear": Linear.VERSION}
-    return {**own, "coco": Detection.VERSION}
+    return {**own, "coco": Detection.VERSION, "ade20k": Segmentation.VERSION}
 
 
 def found_train():
@@ -133,7 +148,42 @@ def shifted(dataset):
     return found
 
 
-FOUND = {"train/smog": found_train, "knn": found_knn, "linear": found_linear, "coco": found_coco}
+def found_ade20k():
+    values = {}
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as place:
+        warnings.simplefilter("ignore")  # of mmsegmentation's imports
+        from transfer.segmentation.training import Training, opened
+
+        for model, more in SEGMENTORS.items():
+            chosen, work = settings("ade20k", [*SEGMENTATION, *more]), Path(place) / model
+            data = [opened(chosen, split) for split in ("train", "val")]
+            training = Training(open_pretrained("random", model=model), chosen, *data, work)
+            before = [one.detach().clone() for one in training.model.backbone.parameters()]
+            training.run()
+            rows = [row for row in read_lines(work / "metrics.jsonl") if "loss" in row]
+            values |= {f"{model}.{name}.{row['step']}": row[name] for row in rows for name in LOSSES}
+            moved = [one.detach() - own for one, own in zip(training.model.backbone.parameters(), before, strict=True)]
+            values[f"{model}.moved.backbone"] = norm(moved)
+            for part in ("decode_head", "auxiliary_head"):
+                values[f"{model}.norm.{part}"] = norm(list(getattr(training.model, part).parameters()))
+        return values | figures_of_labels()
+
+
+def figures_of_labels():
+    """Those of truths as predictions, each moved further to the right than the one before."""
+    from transfer.segmentation.made import open_made
+    from transfer.segmentation.metric import counts, scores
+
+    val, matrix = open_made("val", 4, 48), 0
+    for index in range(len(val.images)):
+        labels = torch.from_numpy(val.read(index)[1])
+        matrix = matrix + counts(labels, labels.roll(index, dims=1), len(val.classes)).numpy()
+    return scores(matrix, val.classes).metrics
+
+
+FOUND = {
+    "train/smog": found_train, "knn": found_knn, "linear": found_linear, "coco": found_coco, "ade20k": found_ade20k,
+}  # fmt: skip
 
 
 def differences(stage, values):
@@ -199,6 +249,26 @@ def changed_statistics(patch):
     patch.setattr(Detector, "_average", lambda self, norms, batches: None)
 
 
+def changed_rate_of_segmentors(patch):
+    rate = Segmentation.rate.fget
+    patch.setattr(Segmentation, "rate", property(lambda self: 1.05 * rate(self)))
+
+
+def changed_decay_by_depth(patch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transfer.segmentation import optim as own
+
+    groups = own.param_groups_layer_decay
+    patch.setattr(
+        own, "param_groups_layer_decay", lambda *given, layer_decay: groups(*given, layer_decay=0.95 * layer_decay)
+    )
+
+
+def changed_distortion(patch):
+    patch.setattr(Segmentation, "validate", lambda self: object.__setattr__(self, "distort", False))
+
+
 @pytest.mark.parametrize(
     ("stage", "change"),
     [
@@ -210,6 +280,9 @@ def changed_statistics(patch):
         ("linear", changed_rate_of_heads),
         ("coco", changed_rate_of_detectors),
         ("coco", changed_statistics),
+        ("ade20k", changed_rate_of_segmentors),
+        ("ade20k", changed_decay_by_depth),
+        ("ade20k", changed_distortion),
     ],
 )
 def test_a_small_change_of_the_code_is_found(stage, change, monkeypatch):
@@ -223,10 +296,11 @@ def test_another_version_asks_to_record_again(monkeypatch):
         test_results_change_only_with_their_version("knn")
 
 
-def record():
-    content = {stage: {"version": version, "values": FOUND[stage]()} for stage, version in versions().items()}
+def record(*asked):
+    content = json.loads(FILE.read_text()) if asked else {}
+    content |= {stage: {"version": versions()[stage], "values": FOUND[stage]()} for stage in asked or FOUND}
     FILE.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    record()
+    record(*sys.argv[1:])

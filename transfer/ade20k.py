@@ -65,7 +65,7 @@ def _main(arguments: list[str]) -> int:
 
 def overrides(given: dict[str, Any]) -> list[str]:
     """Return what the options ask for as settings of the task; ``--set`` comes last, and holds."""
-    from transfer.segmentation.protocol import LAYOUTS, ROOTS
+    from transfer.segmentation.protocol import LAYOUTS
 
     kind, _, root = given["--data"].partition(":")
     if kind not in ("made", *LAYOUTS):
@@ -76,8 +76,13 @@ def overrides(given: dict[str, Any]) -> list[str]:
     named = {"head": given["--head"], "schedule": schedule, "data": kind, "root": root}
     named |= {name: given[f"--{name}"] for name in ("classes", "fraction", "seed")}
     named["multi_scale"] = "true" if given["--multi-scale"] else ""
-    theirs = [f"mmseg.{one}" if one.partition(".")[0] in ROOTS else one for one in given["--set"]]
-    return [*(f"{name}={value}" for name, value in named.items() if value), *theirs]
+    return [*(f"{name}={value}" for name, value in named.items() if value), *map(_own_or_theirs, given["--set"])]
+
+
+def _own_or_theirs(override: str) -> str:
+    """Put what is mmsegmentation's below ``mmseg``: all that has a dot, as no key of ours has one."""
+    key = override.partition("=")[0]
+    return f"mmseg.{override}" if "." in key and not key.startswith("mmseg.") else override
 
 
 if __name__ == "__main__":

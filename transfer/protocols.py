@@ -42,6 +42,7 @@ class Detection(Settings):
     steps and not the epochs; the rate is linear in the batch (Goyal et al., arXiv 1706.02677)."""
 
     VERSION: ClassVar[int] = 1
+    TRAINS: ClassVar[bool] = True
     MODULE: ClassVar[str] = "transfer.detection"
     FOLDER: ClassVar[Path] = Path(__file__).parent / "conf"
     GROUPS: ClassVar[tuple[str, ...]] = ("arch", "schedule")

@@ -19,6 +19,7 @@ class Settings(ABC):
     VERSION: ClassVar[int]  # of the task's code: raised when the same input would give another number
     MODULE: ClassVar[str]  # where that code is: compute(features, settings), or of_run(folder, config, settings)
     FOLDER: ClassVar[Path] = CONF  # of the protocol file, <task>.yaml
+    TRAINS: ClassVar[bool] = False  # whether it goes on with the backbone's training, which raw pixels have none of
     GROUPS: ClassVar[tuple[str, ...]] = ()  # folders beside it, one of whose files is chosen, such as a schedule
 
     @abstractmethod

@@ -39,10 +39,10 @@ def measure(images: int = IMAGES) -> tuple[float, float, float]:
     """Return the seconds of ours, those of pycocotools, and ours as a part of them, from the same detections in memory
     to the figures; both must find the same."""
     dataset, found = _task(images)
-    ours = statistics.median(_seconds(lambda: coco_ap(dataset, found, masks=False)) for _ in range(TIMES))
+    ours = statistics.median(seconds(lambda: coco_ap(dataset, found, masks=False)) for _ in range(TIMES))
     results = copy.deepcopy(found)  # pycocotools writes into them
     stats: list[Any] = []
-    peer = _seconds(lambda: stats.extend(_pycocotools(dataset.coco(), results)))
+    peer = seconds(lambda: stats.extend(_pycocotools(dataset.coco(), results)))
     if abs(coco_ap(dataset, found, masks=False).metrics["box_ap"] - 100 * stats[0]) > 1e-9:
         raise AssertionError("ours and pycocotools differ")
     return ours, peer, ours / peer
@@ -56,9 +56,9 @@ def loader_and_network(folder: Path) -> tuple[float, float, float]:
     chosen = settings("coco", ["arch=r50_fpn", "schedule=1x", *more])
     train, val = (open_coco(folder / "set", split) for split in ("train", "val"))
     training = Training(open_pretrained("random", model="resnet50"), chosen, train, val, folder / "work")
-    ours = statistics.median(_seconds(lambda step=step: training.batches[step]) for step in range(PHOTOS))
+    ours = statistics.median(seconds(lambda step=step: training.batches[step]) for step in range(PHOTOS))
     steps = [training.batches[step] for step in range(TIMES + 1)]
-    peer = statistics.median([_seconds(lambda samples=samples: training._one_step(samples)) for samples in steps][1:])
+    peer = statistics.median([seconds(lambda samples=samples: training._one_step(samples)) for samples in steps][1:])
     return ours, peer, ours / peer
 
 
@@ -72,12 +72,13 @@ def start(folder: Path) -> tuple[float, float, float]:
     arguments = ["--ckpt", "random", "--model", "resnet50", "--data", f"coco:{folder / 'set'}", "--arch", "r50_fpn"]
     arguments += ["--schedule", "1x", "--engine", "torchvision", "--store", str(folder / "store")]
     command = [sys.executable, str(COMMAND), *arguments, "--set", "batch=1", "sizes=[64]", "log_every=1"]
-    peer = _seconds(lambda: subprocess.run([sys.executable, "-c", "import torch, torchvision"], check=True))
-    ours = _seconds(lambda: _first_step(command, folder / "store"))
+    peer = seconds(lambda: subprocess.run([sys.executable, "-c", "import torch, torchvision"], check=True))
+    ours = seconds(lambda: first_step(command, folder / "store"))
     return ours, peer, ours / peer
 
 
-def _first_step(command: list[str], store: Path) -> None:
+def first_step(command: list[str], store: Path) -> None:
+    """Run a command until it has taken its first step, and end it."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             while not any(path.stat().st_size for path in store.rglob(METRICS)):
@@ -96,14 +97,14 @@ def write_coco(root: Path, images: int) -> None:
         folder.mkdir(parents=True)
         for number in range(count):
             if number < PHOTOS:
-                cv2.imwrite(str(folder / f"{number}.jpg"), _photo(random, number, split))
+                cv2.imwrite(str(folder / f"{number}.jpg"), photo(random, number, split))
             else:
                 os.link(folder / f"{number % PHOTOS}.jpg", folder / f"{number}.jpg")
         (root / "annotations").mkdir(exist_ok=True)
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(_content(random, count)))
 
 
-def _photo(random: np.random.Generator, number: int, split: str) -> np.ndarray:
+def photo(random: np.random.Generator, number: int, split: str) -> np.ndarray:
     """Return a scene with noise, uint8 [480, 640, 3]: a JPEG of about 170 kB, as a photo has."""
     width, height = SIZE.tolist()
     image = scenes.draw(0, number, width, split)[:height].astype(np.float64)
@@ -147,7 +148,8 @@ def _pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> Any:
     return run.stats
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def seconds(call: Callable[[], Any]) -> float:
+    """Return how long a call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started

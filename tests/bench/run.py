@@ -254,6 +254,43 @@ def bench_detection_start() -> Iterator[dict[str, Any]]:
     yield row("detection_start", *found, "importing torch and torchvision alone", "s")
 
 
+def bench_segmentation_loader() -> Iterator[dict[str, Any]]:
+    """An image with its labels read for training at crops of 512 in one process, against the step that a ResNet-50
+    UPerNet makes of it with all threads."""
+    import segmentation
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = segmentation.loader_and_network(Path(folder))
+    yield row("segmentation_loader", *found, "the network's training step alone", "s an image")
+
+
+def bench_segmentation_start() -> Iterator[dict[str, Any]]:
+    """From the command to the first step on made scenes, against the import of torch and mmsegmentation."""
+    import segmentation
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = segmentation.start(Path(folder))
+    yield row("segmentation_start", *found, "importing torch and mmsegmentation alone", "s")
+
+
+def bench_segmentation_step() -> Iterator[dict[str, Any]]:
+    """A step of eight crops of 64, of each family of backbones, against the passes of the backbone alone."""
+    import segmentation
+
+    with tempfile.TemporaryDirectory() as folder:
+        for model, found in segmentation.steps(Path(folder)):
+            yield row(f"segmentation_step_{model}", *found, "the backbone's forward and backward passes alone", "s")
+
+
+def bench_segmentation_check() -> Iterator[dict[str, Any]]:
+    """The check of an image and its labels of 640 x 480, against OpenCV's decoding of the labels."""
+    import segmentation
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = segmentation.check(Path(folder))
+    yield row("segmentation_check", *found, "OpenCV's decoding of the labels alone", "s an image")
+
+
 def row(name: str, ours: float, peer: float, ratio: float, peer_name: str, unit: str) -> dict[str, Any]:
     """One line of the table, as interface.md has it."""
     what = machine()
@@ -278,6 +315,10 @@ BENCHES = {
     "evaluation": bench_evaluation,
     "detection_loader": bench_detection_loader,
     "detection_start": bench_detection_start,
+    "segmentation_loader": bench_segmentation_loader,
+    "segmentation_start": bench_segmentation_start,
+    "segmentation_step": bench_segmentation_step,
+    "segmentation_check": bench_segmentation_check,
 }
 
 

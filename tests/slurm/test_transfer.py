@@ -1,5 +1,5 @@
-"""The fine-tuning of a detector on a real Slurm: as a task of a job that is preempted on its way, and in two processes
-that srun starts."""
+"""The fine-tuning of detectors and segmentors on a real Slurm: as a task of a job that is preempted on its way, and in
+two processes that srun starts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_trainings import SMALL as SMALL_SEGMENTOR
 from test_detection import ROOT, SMALL, losses
 from test_launches import folder_of, idle, outcomes, preempt
 
@@ -24,46 +25,56 @@ from transfer import protocols
 
 pytestmark = [pytest.mark.usefixtures("two_nodes"), pytest.mark.timeout(300)]
 
-TASK = ("engine=torchvision", *SMALL, "images=100")  # 25 steps
+TASKS = {  # settings of 25 steps; what is called at each; the name of the weights in a checkpoint
+    "coco": (("engine=torchvision", *SMALL, "images=100"), "transfer.detection", "_one_step", "detector"),
+    "ade20k": ((*SMALL_SEGMENTOR, "steps=25"), "transfer.segmentation.training", "after", "model"),
+}
 SLOW = """
 import os
 import time
 
 if "SLURM_STEP_ID" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
-    from transfer.detection import Training
+    from {module} import Training
 
-    one_step = Training._one_step
+    {called} = Training.{called}
 
-    def slow_step(self, samples):
+    def slow(self, *given):
         time.sleep(0.5)
-        return one_step(self, samples)
+        return {called}(self, *given)
 
-    Training._one_step = slow_step
+    Training.{called} = slow
 """
 
 
-@pytest.fixture
-def job(tiny, tmp_path: Path) -> Job:
+@pytest.fixture(params=TASKS)
+def job(tiny, tmp_path: Path, request: pytest.FixtureRequest) -> Job:
     config = with_runtime(with_fingerprint(tiny("optim.epochs=1")), store=str(tmp_path / "store"))
-    return Job("detector", config, {"coco": settings("coco", TASK)})
+    return Job("transfer", config, {request.param: settings(request.param, TASKS[request.param][0])})
+
+
+def task_of(job: Job) -> str:
+    [task] = job.tasks
+    return task
 
 
 def work_of(job: Job) -> Path:
-    return protocols.work_folder(folder_of(job), job.tasks["coco"])
+    return protocols.work_folder(folder_of(job), task_of(job), job.tasks[task_of(job)])
 
 
 def remains(job: Job) -> dict[str, Any]:
     """All numbers of a fine-tuning but the times."""
-    [path] = folder_of(job).glob("results/coco@*.json")
+    [path] = folder_of(job).glob(f"results/{task_of(job)}@*.json")
     result = json.loads(path.read_text())
     kept = {name: result[name] for name in ("metrics", "per_class", "parity", "inputs", "engine")}
-    return {**checkpoint.latest(work_of(job))["detector"], "rows": losses(work_of(job)), **kept}
+    weights = checkpoint.latest(work_of(job))[TASKS[task_of(job)][3]]
+    return {**weights, "rows": losses(work_of(job)), **kept}
 
 
 def test_a_preempted_fine_tuning_goes_on_to_the_same_bits(job: Job, tmp_path: Path, wait_until) -> None:
     store = tmp_path / "store"
     (tmp_path / "slow").mkdir()
-    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW)
+    _, module, called, _ = TASKS[task_of(job)]
+    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW.format(module=module, called=called))
     setup = f"setup=['export PYTHONPATH={tmp_path / 'slow'}']"
     settings_of_job = ["gpus=0", "cpus=1", "hours=0.25", "warn=10", "constraint=n1", setup]
     slurm.submit([job], store, slurm.slurm_settings(settings_of_job))
@@ -82,9 +93,10 @@ def test_a_preempted_fine_tuning_goes_on_to_the_same_bits(job: Job, tmp_path: Pa
         assert equal, name
 
 
-def test_srun_starts_it_in_two_processes(tmp_path: Path) -> None:
-    asked = [sys.executable, str(ROOT / "transfer" / "coco.py"), "--ckpt", "random", "--model", "resnet10_tiny"]
-    asked += ["--data", "made", "--store", str(tmp_path), "--json", "--set", *TASK, "images=12"]
+@pytest.mark.parametrize(("task", "short"), [("coco", "images=12"), ("ade20k", "steps=3")])
+def test_srun_starts_it_in_two_processes(tmp_path: Path, task: str, short: str) -> None:
+    asked = [sys.executable, str(ROOT / "transfer" / f"{task}.py"), "--ckpt", "random", "--model", "resnet10_tiny"]
+    asked += ["--data", "made", "--store", str(tmp_path), "--json", "--set", *TASKS[task][0], short]
     done = subprocess.run(
         ["srun", "--nodes=2", "--ntasks=2", *asked], capture_output=True, text=True, timeout=120, check=False
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from smog.errors import UsageError, nearest
@@ -42,8 +42,7 @@ def build_config(
         "val_cfg": {"type": "ValLoop"},
         "val_evaluator": {"type": "Confusion", "classes": classes},
     }
-    for path, value in _leaves(chosen.mmseg):
-        _put(tree, path, value)
+    _merge(tree, chosen.mmseg)
     return tree
 
 
@@ -79,7 +78,7 @@ def _model(
             "type": "Feature2Pyramid",
             "embed_dim": channels[0],
             "rescales": [4, 2, 1, 0.5],
-            "norm_cfg": BN,
+            "norm_cfg": {**BN},
         }
     if chosen.auxiliary:
         second = {"type": "FCNHead", "in_channels": channels[2], "in_index": 2, "channels": chosen.channels // 2}
@@ -107,7 +106,8 @@ def _backbone(chosen: Segmentation, backbone: Backbone, size: int) -> Tree:
 
 
 def _common(classes: int) -> Tree:
-    return {"num_classes": classes, "norm_cfg": BN, "align_corners": False, "loss_decode": CROSS_ENTROPY}
+    loss = {"align_corners": False, "loss_decode": {**CROSS_ENTROPY}}  # copies: further keys go into one part alone
+    return {"num_classes": classes, "norm_cfg": {**BN}, **loss}
 
 
 def _head(chosen: Segmentation, channels: Sequence[int]) -> Tree:
@@ -143,7 +143,9 @@ def _training(chosen: Segmentation) -> list[Tree]:
         {"type": "RandomFlip", "prob": chosen.flip},
     ]
     distortion: list[Tree] = [{"type": "PhotoMetricDistortion"}] if chosen.distort else []
-    return [*steps, *distortion, {"type": "PackSegInputs"}]
+    # the files for VOC pad by black, before the normalisation; elsewhere what is missing is 0 after it
+    padding: list[Tree] = [{"type": "Pad", "size": tuple(chosen.crop)}] if chosen.data == "voc12aug" else []
+    return [*steps, *distortion, *padding, {"type": "PackSegInputs"}]
 
 
 def _multi_scale(chosen: Segmentation) -> list[Tree]:
@@ -194,30 +196,33 @@ def _schedule(chosen: Segmentation) -> list[Tree]:
 # ---- further keys ----
 
 
-def _leaves(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
-
-
-def _put(tree: Tree, path: Sequence[str], value: Any) -> None:
-    """Set one value. What has a ``type`` is built with its keys and names wrong ones itself; elsewhere a key must be
-    there already, so that a typo is not passed over."""
-    node: Any = tree
-    for place, part in enumerate(path):
-        name, last = ".".join(path[: place + 1]), place == len(path) - 1
+def _merge(node: Any, more: Tree, path: str = "mmseg") -> None:
+    """Put further values into a tree. What has a ``type`` is built with its keys and names wrong ones itself; elsewhere
+    a key must be there already, so that a typo is not passed over."""
+    for part, value in more.items():
+        name, known = f"{path}.{part}", True
         key: Any = part
         if isinstance(node, list):
             if not part.isdecimal() or int(part) >= len(node):
-                raise UsageError(f"mmseg.{name}: a number from 0 to {len(node) - 1} expected, not {part!r}")
+                raise UsageError(f"{name}: a number from 0 to {len(node) - 1} expected, not {part!r}")
             key = int(part)
         elif not isinstance(node, dict):
-            raise UsageError(f"mmseg.{name}: {'.'.join(path[:place])} is {node!r}, and has no keys")
-        elif part not in node and not (last and "type" in node):
-            raise UsageError(f"unknown key mmseg.{name}{nearest(part, node)}")
-        if last:
-            node[key] = value
+            raise UsageError(f"{name}: {path.removeprefix('mmseg.')} is {node!r}, and has no keys")
         else:
-            node = node[key]
+            known = part in node
+            if not known and "type" not in node:
+                raise UsageError(f"unknown key {name}{nearest(part, node)}")
+        if isinstance(value, dict) and value and known:
+            _merge(node[key], value, name)
+        else:
+            node[key] = _as_theirs(value)
+
+
+def _as_theirs(value: Any) -> Any:
+    """Return a value with tuples for lists of numbers: mmcv's transforms take no others."""
+    if isinstance(value, dict):
+        return {key: _as_theirs(one) for key, one in value.items()}
+    if not isinstance(value, list):
+        return value
+    numbers = value and all(isinstance(one, int | float) for one in value)
+    return tuple(value) if numbers else [_as_theirs(one) for one in value]

@@ -23,6 +23,14 @@ class Steps(IterBasedTrainLoop):
         """Go on after ``step`` steps, whose batches the loader leaves out already."""
         self.start = self._iter = step
 
+    def run(self) -> Any:
+        """Train; the processes that read the images end with it. Left to Python's collection of cycles they would stay
+        for a while, and then keep whoever runs it waiting for ten seconds."""
+        try:
+            return super().run()
+        finally:
+            self.dataloader_iterator = None
+
 
 class _Resumed:
     """The batches of a loader that begins at the step of a resume. mmengine walks past all batches before it, one by

@@ -77,7 +77,9 @@ def _prepared(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _fits(source: Pretrained, chosen: Segmentation) -> None:
-    """Refuse crops that a vision transformer can't cut into whole patches."""
+    """Refuse crops that a vision transformer can't cut into whole patches, and a single image for UPerNet."""
+    if chosen.batch == 1 and chosen.decoder == "upernet":
+        raise UsageError("batch=1: UPerNet has a batch norm with one value an image, which needs two; take batch=2")
     spec = spec_of(source.network) if chosen.family == "vit" else None
     if isinstance(spec, Vit) and any(side % spec.patch for side in chosen.crop):
         raise UsageError(f"crop={chosen.crop}: {source.backbone.name} has patches of {spec.patch} px; take multiples")

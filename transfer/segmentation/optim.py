@@ -38,13 +38,12 @@ class LayerDecay(DefaultOptimWrapperConstructor):
         """Return the optimiser of a segmentor, or of what wraps one."""
         whole: Any = getattr(model, "module", model)
         settings = dict(self.optimizer_cfg)
-        decay = settings["weight_decay"]
+        decay, factor = settings["weight_decay"], self.paramwise_cfg["layer_decay"]
         network = whole.backbone.network
-        blocks = param_groups_layer_decay(
-            network, decay, network.no_weight_decay(), layer_decay=self.paramwise_cfg["layer_decay"]
-        )
+        blocks = param_groups_layer_decay(network, decay, network.no_weight_decay(), layer_decay=factor)
+        highest = settings["lr"] * factor  # of the last block: timm starts from 1 there, as it sees no head behind it
         groups = [
-            {"params": group["params"], "weight_decay": group["weight_decay"], "lr": settings["lr"] * group["lr_scale"]}
+            {"params": group["params"], "weight_decay": group["weight_decay"], "lr": highest * group["lr_scale"]}
             for group in blocks
         ]
         rest = [weight for name, weight in whole.named_parameters() if not name.startswith("backbone.")]

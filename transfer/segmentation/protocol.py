@@ -33,6 +33,7 @@ class Segmentation(Settings):
     whole batch and rates are as given: another batch is another protocol, as in mmsegmentation's own files."""
 
     VERSION: ClassVar[int] = 1
+    TRAINS: ClassVar[bool] = True
     MODULE: ClassVar[str] = "transfer.segmentation.training"
     FOLDER: ClassVar[Path] = Path(__file__).parents[1] / "conf" / "segmentation"
     GROUPS: ClassVar[tuple[str, ...]] = ("recipe", "head", "schedule")

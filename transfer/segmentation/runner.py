@@ -35,8 +35,12 @@ class Runner(mmengine.runner.Runner):
         if world_size() == 1:
             return model
         ids = [self.device] if self.device.type == "cuda" else None
-        # unused parameters are looked for so that gradients stay in the same buckets (see smog/gradients.py)
-        return MMDistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, find_unused_parameters=True)
+        # unused parameters are looked for so that gradients stay in the same buckets (see smog/gradients.py); finding
+        # none, torch would warn at every start: there is one while it counts them, in no optimiser and no checkpoint
+        model.unused = nn.Parameter(torch.zeros((), device=self.device))
+        wrapped = MMDistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, find_unused_parameters=True)
+        del model.unused
+        return wrapped
 
     def build_logger(self, *args: Any, **settings: Any) -> MMLogger:
         """Return mmengine's logger, which prints warnings alone, where they belong."""
