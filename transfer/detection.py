@@ -36,7 +36,7 @@ from transfer.loader import Batches, Sample
 from transfer.optim import build_optimizer
 from transfer.parity import as_text
 from transfer.protocols import Detection, work_folder
-from transfer.watch import METRICS, Watch, close, not_finite
+from transfer.watch import METRICS, Watch, close, inputs, not_finite
 
 
 def of_run(folder: Path, config: Config, chosen: Detection) -> Found:
@@ -62,20 +62,13 @@ def fine_tune(source: Pretrained, chosen: Detection, work: Path) -> Found:
 
 def _found(training: Training, scores: Scores) -> Found:
     chosen, train, val = training.chosen, training.train, training.val
-    inputs = {
-        "data": chosen.fingerprint,
-        "train": len(train.images),
-        "val": len(val.images),
-        "classes": train.classes,
-        "notes": [*train.notes, *val.notes],
-    }
     more = {
         "checkpoint": training.origin,
         "engine": {**training.detector.engine, "processes": world_size(), "precision": training.precision},
         "parity": training.detector.parity,
         "per_class": scores.per_class,
     }
-    return Found(scores.metrics, inputs, more)
+    return Found(scores.metrics, inputs(chosen.fingerprint, train, val), more)
 
 
 class Training:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
-from smog.errors import UsageError, nearest
+from smog.errors import UsageError
 from smog.schema import runtime_field
 from smog.tasks import protocol
-from smog.tasks.protocols import TASKS, Settings
+from smog.tasks.protocols import TASKS, Settings, ranges, same_data
 from transfer.segmentation import protocol as segmentation
 
 ENGINES = ("auto", "detectron2", "torchvision")
@@ -96,16 +96,7 @@ class Detection(Settings):
 
     def validate(self) -> None:
         """Check what the types can't say."""
-        for key, known in KEYS.items():
-            if getattr(self, key) not in known:
-                raise UsageError(f"{key}={getattr(self, key)!r}{nearest(getattr(self, key), known)}")
-        for least, keys in ((1, AT_LEAST_1), (0, AT_LEAST_0)):
-            for key in keys:
-                if getattr(self, key) < least:
-                    raise UsageError(f"{key}={getattr(self, key)}: must be at least {least}")
-        for key in ("flip", "momentum", "drop_path"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise UsageError(f"{key}={getattr(self, key)}: must be from 0 to 1")
+        ranges(self, KEYS, {1: AT_LEAST_1, 0: AT_LEAST_0}, ("flip", "momentum", "drop_path"))
         for wrong in filter(None, self._wrong()):
             raise UsageError(wrong)
 
@@ -135,9 +126,7 @@ class Detection(Settings):
         from transfer.data import fingerprint
 
         found = fingerprint(self)
-        if self.fingerprint not in ("", found):
-            where = self.root or self.data
-            raise UsageError(f"fingerprint={self.fingerprint}, but {where} has {found}: these are other images")
+        same_data(self.fingerprint, found, self.root or self.data)
         return replace(self, engine=chosen_engine(self.engine), fingerprint=found)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -98,6 +98,17 @@ class Watch:
         """Return the steps after which there is an evaluation for the curve."""
         count = self.chosen.evaluations
         return {round(self.chosen.steps * part / count) for part in range(1, count)}
+
+
+def inputs(fingerprint: str, train: Any, val: Any, more: Sequence[str] = ()) -> Row:
+    """Return what a result says of its data; both have ``images``, ``classes`` and ``notes``, ``more`` are of both."""
+    return {
+        "data": fingerprint,
+        "train": len(train.images),
+        "val": len(val.images),
+        "classes": train.classes,
+        "notes": [*train.notes, *val.notes, *more],
+    }
 
 
 def not_finite(work: Path, step: int, steps: int, loss: float) -> RunError:

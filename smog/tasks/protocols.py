@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-from smog.errors import UsageError
+from smog.errors import UsageError, nearest
 
 CONF = Path(__file__).parents[1] / "conf" / "task"
 
@@ -29,6 +30,32 @@ class Settings(ABC):
     def resolved(self) -> Self:
         """Return the settings with what only the machine, or the data themselves, can tell."""
         return self
+
+
+def ranges(
+    chosen: Settings,
+    choices: Mapping[str, Sequence[str]],
+    at_least: Mapping[int, Iterable[str]],
+    shares: Iterable[str],
+) -> None:
+    """Check single values: one of ``choices``, ``at_least`` a number, or a share from 0 to 1. Raises UsageError that
+    names the key, its value, and the range or the nearest choice."""
+    for key, known in choices.items():
+        if getattr(chosen, key) not in known:
+            raise UsageError(f"{key}={getattr(chosen, key)!r}{nearest(getattr(chosen, key), known)}")
+    for least, keys in at_least.items():
+        for key in keys:
+            if getattr(chosen, key) < least:
+                raise UsageError(f"{key}={getattr(chosen, key)}: must be at least {least}")
+    for key in shares:
+        if not 0 <= getattr(chosen, key) <= 1:
+            raise UsageError(f"{key}={getattr(chosen, key)}: must be from 0 to 1")
+
+
+def same_data(expected: str, found: str, where: str) -> None:
+    """Refuse data of another fingerprint than the settings have; they may have none."""
+    if expected not in ("", found):
+        raise UsageError(f"fingerprint={expected}, but {where} has {found}: these are other images")
 
 
 @dataclass(frozen=True)

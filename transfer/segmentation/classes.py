@@ -57,12 +57,16 @@ class Coding:
     span: str  # which may be there, for messages
 
 
-@functools.cache
 def coding(kind: str, classes: int, path: str = "") -> Coding:
     """Return the coding of a set of ``classes`` classes; ``path`` tells Cityscapes' two kinds of label images apart."""
+    return _of_kind(kind, classes, path.endswith("_labelTrainIds.png"))
+
+
+@functools.cache
+def _of_kind(kind: str, classes: int, trained: bool) -> Coding:
     if kind == "ade20k":
         return _coding({0: IGNORE, **{label + 1: label for label in range(classes)}}, f"0 (not counted) to {classes}")
-    if kind == "cityscapes" and not path.endswith("_labelTrainIds.png"):
+    if kind == "cityscapes" and not trained:
         train_ids = {number: label for label, number in enumerate(CITYSCAPES)}
         return _coding({number: train_ids.get(number, IGNORE) for number in range(LABEL_IDS)}, f"0 to {LABEL_IDS - 1}")
     return _coding({label: label for label in range(classes)}, f"0 to {classes - 1}")

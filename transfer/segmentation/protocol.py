@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from smog.errors import UsageError, nearest
 from smog.schema import runtime_field
-from smog.tasks.protocols import Settings
+from smog.tasks.protocols import Settings, ranges, same_data
 
 LAYOUTS = ("ade20k", "cityscapes", "voc12aug")
 KEYS = {
@@ -86,16 +86,7 @@ class Segmentation(Settings):
 
     def validate(self) -> None:
         """Check what the types can't say."""
-        for key, known in KEYS.items():
-            if getattr(self, key) not in known:
-                raise UsageError(f"{key}={getattr(self, key)!r}{nearest(getattr(self, key), known)}")
-        for least, keys in ((1, AT_LEAST_1), (0, AT_LEAST_0)):
-            for key in keys:
-                if getattr(self, key) < least:
-                    raise UsageError(f"{key}={getattr(self, key)}: must be at least {least}")
-        for key in SHARES:
-            if not 0 <= getattr(self, key) <= 1:
-                raise UsageError(f"{key}={getattr(self, key)}: must be from 0 to 1")
+        ranges(self, KEYS, {1: AT_LEAST_1, 0: AT_LEAST_0}, SHARES)
         for key in self.mmseg:
             if key not in ROOTS:
                 raise UsageError(f"unknown key mmseg.{key}{nearest(key, ROOTS)}")
@@ -133,9 +124,7 @@ class Segmentation(Settings):
         if self.data != "made" and not self.root:
             raise UsageError(f"data={self.data} needs root=DIR, the folder or zip that holds it")
         found = self._fingerprint()
-        if self.fingerprint not in ("", found):
-            where = self.root or self.data
-            raise UsageError(f"fingerprint={self.fingerprint}, but {where} has {found}: these are other images")
+        same_data(self.fingerprint, found, self.root or self.data)
         return replace(self, fingerprint=found)
 
     def _fingerprint(self) -> str:

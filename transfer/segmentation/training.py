@@ -42,7 +42,7 @@ from transfer.segmentation.metric import Confusion, Scores, scores
 from transfer.segmentation.model import build_segmentor, named
 from transfer.segmentation.protocol import Segmentation
 from transfer.segmentation.runner import Follow, Runner, quiet
-from transfer.watch import METRICS, Watch, close, not_finite
+from transfer.watch import METRICS, Watch, close, inputs, not_finite
 
 TITLES = {"miou": "mIoU", "macc": "mAcc", "aacc": "aAcc"}
 SHOWN = 8  # predictions for the pictures, spread over the images
@@ -83,13 +83,6 @@ def opened(chosen: Segmentation, split: str) -> Pairs:
 
 def _found(training: Training, single: Scores, multiple: Scores | None) -> Found:
     chosen, train, val = training.chosen, training.train, training.val
-    inputs = {
-        "data": chosen.fingerprint,
-        "train": len(train.images),
-        "val": len(val.images),
-        "classes": train.classes,
-        "notes": [*train.notes, *val.notes, *unlearnable(train, val)],
-    }
     backbone = training.config["model"]["backbone"]
     engine = {
         "name": "mmsegmentation",
@@ -106,7 +99,7 @@ def _found(training: Training, single: Scores, multiple: Scores | None) -> Found
     if multiple:
         metrics |= {f"{name}_ms": value for name, value in multiple.metrics.items()}
         more["per_class_ms"] = multiple.per_class
-    return Found(metrics, inputs, more)
+    return Found(metrics, inputs(chosen.fingerprint, train, val, unlearnable(train, val)), more)
 
 
 class Training:
