@@ -2,6 +2,7 @@
 it, and wrong ones named."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from made_trainings import MMSEG, small, trained
 from mmengine.config import Config
 from mmseg.registry import MODELS
+from torch import nn
 
 from smog.errors import UsageError
-from smog.pretrained import open_pretrained
+from smog.pretrained import Pretrained, open_pretrained
 from smog.schema import Backbone
 from smog.tasks import settings
 from transfer.segmentation.config import build_config
@@ -49,13 +51,12 @@ CLASSES = {"cityscapes": 19, "voc": 21}
 
 def chosen(*more: str, data: str = "made") -> Segmentation:
     """Settings as for real data, which are not there."""
-    found = settings("ade20k", [*more, "data=made"])
-    object.__setattr__(found, "data", data)
-    return found
+    return replace(settings("ade20k", [*more, "data=made"]), data=data)
 
 
 def ours(given: Segmentation, channels: tuple[int, ...] = RESNET, classes: int = 150) -> dict[str, Any]:
-    return build_config(given, Backbone(NAMES[channels[0]], 0, {}), 224, channels, classes, MEAN, STD)
+    source = Pretrained(nn.Identity(), Backbone(NAMES[channels[0]], 0, {}), 224, MEAN, STD, {})
+    return build_config(given, source, channels, classes)
 
 
 @pytest.fixture(params=CASES)

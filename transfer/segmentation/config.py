@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from smog.errors import UsageError, nearest
-from smog.schema import Backbone
+from smog.pretrained import Pretrained
 from transfer.segmentation.classes import IGNORE
 from transfer.segmentation.protocol import Segmentation
 
@@ -15,24 +15,17 @@ RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of the multi-scale test: mmsegment
 Tree = dict[str, Any]
 
 
-def build_config(
-    chosen: Segmentation,
-    backbone: Backbone,
-    size: int,
-    channels: Sequence[int],
-    classes: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Tree:
-    """Return the configuration of a fine-tuning, plain values throughout.
+def build_config(chosen: Segmentation, source: Pretrained, channels: Sequence[int], classes: int) -> Tree:
+    """Return the configuration of a fine-tuning from a checkpoint, plain values throughout; of ``source`` its weights
+    are not needed.
 
-    ``backbone`` and ``size`` (px) say which network, ``channels`` what its four levels have; ``mean`` and ``std`` are
-    of RGB in [0, 1]. Raises UsageError for a key of ``chosen.mmseg`` that there is not.
+    ``channels``: those of the four levels of its backbone. Raises UsageError for a key of ``chosen.mmseg`` that there
+    is not.
     """
     tree: Tree = {
         "default_scope": "mmseg",
         "custom_imports": {"imports": ["transfer.segmentation.parts"]},
-        "model": _model(chosen, backbone, size, channels, classes, mean, std),
+        "model": _model(chosen, source, channels, classes),
         "train_pipeline": _training(chosen),
         "test_pipeline": [_resize(chosen), {"type": "PackSegInputs"}],
         "tta_pipeline": _multi_scale(chosen),
@@ -49,27 +42,19 @@ def build_config(
 # ---- the network ----
 
 
-def _model(
-    chosen: Segmentation,
-    backbone: Backbone,
-    size: int,
-    channels: Sequence[int],
-    classes: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Tree:
+def _model(chosen: Segmentation, source: Pretrained, channels: Sequence[int], classes: int) -> Tree:
     model: Tree = {
         "type": "EncoderDecoder",
         "data_preprocessor": {
             "type": "SegDataPreProcessor",
-            "mean": [255 * value for value in mean],
-            "std": [255 * value for value in std],
+            "mean": [255 * value for value in source.mean],
+            "std": [255 * value for value in source.std],
             "bgr_to_rgb": True,  # images come as OpenCV reads them
             "pad_val": 0,
             "seg_pad_val": IGNORE,
             "size": list(chosen.crop),
         },
-        "backbone": _backbone(chosen, backbone, size),
+        "backbone": _backbone(chosen, source),
         "decode_head": {**_head(chosen, channels), **_common(classes)},
         "test_cfg": _testing(chosen),
     }
@@ -92,13 +77,14 @@ BN: Tree = {"type": "BN", "requires_grad": True}  # over all processes, which tr
 CROSS_ENTROPY: Tree = {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0}
 
 
-def _backbone(chosen: Segmentation, backbone: Backbone, size: int) -> Tree:
+def _backbone(chosen: Segmentation, source: Pretrained) -> Tree:
+    backbone = source.backbone
     return {
         "type": "Body",
         "name": backbone.name,
         "stem_stride": backbone.stem_stride,
         "args": dict(backbone.args),
-        "size": size,
+        "size": source.size,
         "drop_path": chosen.drop_path,
         "dilated": chosen.dilated and chosen.decoder == "fcn",
         "frozen": chosen.frozen,

@@ -36,7 +36,7 @@ def build_segmentor(source: Pretrained, chosen: Segmentation, classes: int) -> t
         )
     _fits(source, chosen)
     channels = _body(source, chosen, dilated=False).channels
-    config = build_config(chosen, source.backbone, source.size, channels, classes, source.mean, source.std)
+    config = build_config(chosen, source, channels, classes)
     torch.manual_seed(chosen.seed)  # of the new parts, so that they are the same whatever the checkpoint
     with named("mmseg.model"):
         model = MODELS.build(ConfigDict(config["model"]))
