@@ -197,6 +197,7 @@ def test_a_framework_that_is_not_installed(monkeypatch, target):
     monkeypatch.delitem(sys.modules, f"transfer.bodies.{target}", raising=False)
     monkeypatch.setitem(sys.modules, "detectron2", None)  # importing it raises now
     monkeypatch.setitem(sys.modules, "mmcv", None)
+    monkeypatch.delitem(sys.modules, "mmcv._ext", raising=False)  # of another test
     with pytest.raises(UsageError, match=rf"{target} is not installed \(no module (detectron2|mmcv).*\): (http|pip)"):
         bodies_of(target)
 
