@@ -14,6 +14,7 @@ from smog.errors import RunError, UsageError
 from smog.models import build_backbone
 from smog.pretrained import Pretrained, open_pretrained
 from smog.schema import Backbone
+from transfer.bodies import as_map
 from transfer.convert import convert, load
 from transfer.segmentation.body import Body
 from transfer.segmentation.model import build_segmentor
@@ -41,7 +42,7 @@ def source_of(family: str, seed: int = 0) -> Pretrained:
 
 
 def body_of(backbone: Backbone, size: int, **more: Any) -> Body:
-    settings = {"drop_path": 0.0, "dilated": False, "frozen": False, **more}
+    settings = {"drop_path": 0.0, "dilated": False, "frozen": False, "normed": False, **more}
     return Body(backbone.name, backbone.stem_stride, dict(backbone.args), size, **settings)
 
 
@@ -223,6 +224,16 @@ def test_what_is_frozen_has_no_gradient_and_stays_in_evaluation(family: str) -> 
     model.decode_head(levels).square().mean().backward()
     assert all(weight.grad is not None for weight in model.decode_head.norm.parameters())
     assert_same(model.backbone.state_dict(), before)
+
+
+@pytest.mark.parametrize(("head", "normed"), [("linear", True), ("upernet", False)])
+def test_a_linear_head_gets_what_the_last_norm_of_a_vit_gives(head: str, normed: bool) -> None:
+    source, (_, model, _) = source_of("vit"), segmentor("vit", f"head={head}")
+    network: Any = source.network.eval()
+    images = torch.rand(2, 3, source.size, source.size)
+    with torch.no_grad():
+        level, tokens = model.eval().backbone(images)[-1], network.forward_features(images)
+    assert torch.allclose(level, as_map(tokens, *network.patch_embed.grid_size), atol=1e-5) is normed
 
 
 @pytest.mark.parametrize("family", NETWORKS)

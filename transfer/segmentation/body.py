@@ -31,7 +31,8 @@ class Body(BaseModule):
     Of a ResNet and a ViT the timm network itself is used: nothing is converted. Of a Swin mmsegmentation's own blocks
     are: timm's pad to whole windows in another order, and differ from the published code at most sizes (see
     transfer/parity.py); they come with a norm after each level, as Swin's segmentors do. ``init_weights`` does nothing,
-    so that mmengine can't undo the weights. Raises UsageError for another family.
+    so that mmengine can't undo the weights. ``normed``: a ViT's last norm is applied to its levels, as linear heads
+    take them (DINOv2); else they come as the blocks give them. Raises UsageError for another family.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Body(BaseModule):
         drop_path: float,
         dilated: bool,
         frozen: bool,
+        normed: bool,
     ) -> None:
         super().__init__()
         backbone = Backbone(name, stem_stride, dict(args))
@@ -55,6 +57,7 @@ class Body(BaseModule):
                 more = {"dynamic_img_size": True, "dynamic_img_pad": True, "drop_path_rate": drop_path}
             self.network = build_backbone(replace(backbone, args={**backbone.args, **more}), size)
         self.indices = levels_of(self.network)
+        self.normed = {"norm": True} if normed and self.family == "vit" else {}
         if frozen:
             self.network.requires_grad_(False)
 
@@ -82,16 +85,16 @@ class Body(BaseModule):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the four levels."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self._levels(images)
+            if isinstance(self.network, SwinTransformer):
+                return list(self.network(images))
+            return self._levels(images, **self.normed)
 
-    def _levels(self, images: Tensor) -> list[Tensor]:
+    def _levels(self, images: Tensor, **settings: Any) -> list[Tensor]:
         network: Any = self.network
-        if isinstance(network, SwinTransformer):
-            return list(network(images))
-        return network.forward_intermediates(images, indices=self.indices, intermediates_only=True)
+        return network.forward_intermediates(images, indices=self.indices, intermediates_only=True, **settings)
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """Return what the source's maps are compared with: the levels, a Swin's before their norms."""
+        """Return what the source's maps are compared with: the levels before any norm behind them."""
         if isinstance(self.network, SwinTransformer):
             return mmseg.stages(self.network, images)
         return self._levels(images)

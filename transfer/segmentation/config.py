@@ -88,6 +88,7 @@ def _backbone(chosen: Segmentation, source: Pretrained) -> Tree:
         "drop_path": chosen.drop_path,
         "dilated": chosen.dilated and chosen.decoder == "fcn",
         "frozen": chosen.frozen,
+        "normed": chosen.decoder == "linear",
     }
 
 

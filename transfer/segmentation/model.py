@@ -55,7 +55,7 @@ def named(key: str) -> Iterator[None]:
 
 def _body(source: Pretrained, chosen: Segmentation, dilated: bool) -> parts.Body:
     own = source.backbone
-    return parts.Body(own.name, own.stem_stride, own.args, source.size, chosen.drop_path, dilated, chosen.frozen)
+    return parts.Body(own.name, own.stem_stride, own.args, source.size, chosen.drop_path, dilated, chosen.frozen, False)
 
 
 def _proof(source: Pretrained, chosen: Segmentation, model: Any) -> Rows:
