@@ -282,6 +282,7 @@ def test_a_set_in_another_layout_is_refused(tmp_path: Path, command: Command) ->
         ("--data made --classes names.txt", "data=made has its own classes"),
         ("--data made --head upernt", "nearest: upernet"),
         ("--data made --schedule 30k", "no schedule '30k'"),
+        ("--data cityscapes:nowhere --schedule 20k", "no schedule 'cityscapes_20k'; nearest: cityscapes_"),
         ("--data made --haed fcn", "nearest: --head"),
         ("--data made --multi-scal", "nearest: --multi-scale"),
         ("--data nowhere", "nowhere is neither a folder nor a readable zip"),

@@ -174,22 +174,32 @@ def answers(folder: Path, processes: list[BaseProcess]) -> list[int]:
     return [pickle.loads(path.read_bytes()) for path in (folder / f"{number}" for number in (0, 1)) if path.exists()]
 
 
-@pytest.fixture(scope="module")
-def torchrun(run: Path) -> subprocess.CompletedProcess[str]:
-    """A fine-tuning by torchrun that nothing disturbs."""
+def by_torchrun(task: str, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command of a task in two processes that torchrun starts."""
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    asked = [*two, str(ROOT / "transfer" / "coco.py"), *command(run, "--engine", "torchvision", "--json"), *LONG]
+    asked = [*two, str(ROOT / "transfer" / f"{task}.py"), *words]
     return subprocess.run(asked, capture_output=True, text=True, timeout=170, check=False)
 
 
-def test_torchrun_ends_with_one_result(run: Path, torchrun: subprocess.CompletedProcess[str]) -> None:
-    assert torchrun.returncode == 0, torchrun.stderr
-    [line] = torchrun.stdout.splitlines()
-    [path] = (run / "results").glob("coco@*.json")
+def assert_one_result(run: Path, task: str, done: subprocess.CompletedProcess[str], headline: str) -> None:
+    """Of two processes one speaks: the last line is the result that is stored."""
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    [path] = (run / "results").glob(f"{task}@*.json")
     result = json.loads(path.read_text())
     assert json.loads(line) == result
     assert result["engine"]["processes"] == 2
-    assert torchrun.stderr.count("step 25/25: box_ap") == 1
+    assert done.stderr.count(headline) == 1
+
+
+@pytest.fixture(scope="module")
+def torchrun(run: Path) -> subprocess.CompletedProcess[str]:
+    """A fine-tuning by torchrun that nothing disturbs."""
+    return by_torchrun("coco", [*command(run, "--engine", "torchvision", "--json"), *LONG])
+
+
+def test_torchrun_ends_with_one_result(run: Path, torchrun: subprocess.CompletedProcess[str]) -> None:
+    assert_one_result(run, "coco", torchrun, "step 25/25: box_ap")
     assert [row["step"] for row in losses(work_of(run))] == [*range(1, 26), 25]
 
 

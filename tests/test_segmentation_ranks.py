@@ -1,17 +1,15 @@
 """Fine-tuning of a segmentor in two processes, over gloo on the loopback: they end as one process does, with the same
 weights, and what is lost goes on to the same bits."""
 
-import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from made_trainings import MMSEG, SMALL, assert_same, fine_tune, rows_of, small
-from test_detection_ranks import ROOT, answers, copied, said, wait_for, work_of
+from test_detection_ranks import answers, assert_one_result, by_torchrun, copied, said, wait_for, work_of
 from test_distributed import in_ranks, loopback, start  # noqa: F401 (a fixture of the module)
 
 from smog import checkpoint, train
@@ -99,19 +97,11 @@ def in_rank(run: Path, folder: Path, *more: str) -> int:
 @pytest.fixture(scope="module")
 def torchrun(run: Path) -> subprocess.CompletedProcess[str]:
     """A fine-tuning by torchrun that nothing disturbs."""
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    asked = [*two, str(ROOT / "transfer" / "ade20k.py"), *command(run)]
-    return subprocess.run(asked, capture_output=True, text=True, timeout=170, check=False)
+    return by_torchrun("ade20k", command(run))
 
 
 def test_torchrun_ends_with_one_result(run: Path, torchrun: subprocess.CompletedProcess[str]) -> None:
-    assert torchrun.returncode == 0, torchrun.stderr
-    [line] = torchrun.stdout.splitlines()
-    [path] = (run / "results").glob("ade20k@*.json")
-    result = json.loads(path.read_text())
-    assert json.loads(line) == result
-    assert result["engine"]["processes"] == 2
-    assert torchrun.stderr.count("step 25/25: mIoU") == 1
+    assert_one_result(run, "ade20k", torchrun, "step 25/25: mIoU")
     assert "stage 4" in torchrun.stderr
     assert [row["step"] for row in rows_of(work_of(run))] == [*range(1, 26), 25]
 

@@ -25,7 +25,7 @@ command goes on where it was cut; once done it prints the stored result.
 --data         made: generated scenes with exact labels; a folder or zip in the layout of ADE20K, Cityscapes or
                VOC2012 with the added labels (DIR alone is ADE20K's)
 --head         upernet, fcn, or linear: one 1x1 convolution on the frozen backbone. By default upernet
---schedule     how long, on which crops. By default smoke: minutes, small images
+--schedule     how long, on which crops; of Cityscapes 40k and 80k. By default smoke: minutes, small images
 --classes      the names of a set of its own in ADE20K's layout, one a line
 --multi-scale  test once more over six scales, each mirrored as well
 --fraction     of the training images, drawn by the seed
@@ -71,7 +71,7 @@ def overrides(given: dict[str, Any]) -> list[str]:
     if kind not in ("made", *LAYOUTS):
         kind, root = "ade20k", given["--data"]
     schedule = given["--schedule"]
-    if kind == "cityscapes" and schedule in ("40k", "80k"):  # other crops, as the field has them
+    if kind == "cityscapes" and schedule.endswith("k"):  # other crops, as the field has them; not every length is there
         schedule = f"cityscapes_{schedule}"
     named = {"head": given["--head"], "schedule": schedule, "data": kind, "root": root}
     named |= {name: given[f"--{name}"] for name in ("classes", "fraction", "seed")}
