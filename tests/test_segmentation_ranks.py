@@ -2,6 +2,7 @@
 weights, and what is lost goes on to the same bits."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def test_torchrun_ends_with_one_result(run: Path, torchrun: subprocess.Completed
     assert [row["step"] for row in rows_of(work_of(run))] == [*range(1, 26), 25]
 
 
-def test_lost_it_goes_on_to_the_same_bits(
+def test_lost_and_stopped_it_goes_on_to_the_same_bits(
     run: Path, torchrun: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:
     mine = copied(run, tmp_path / "store")
@@ -115,7 +116,13 @@ def test_lost_it_goes_on_to_the_same_bits(
     ranks[1].kill()
     assert answers(tmp_path, ranks) == [1]
     assert "rank 1 was lost; the same command goes on from the last checkpoint" in said(tmp_path, 0)
-    assert 0 < checkpoint.latest(work_of(mine))["step"] < 25
+    before = checkpoint.latest(work_of(mine))["step"]
+    ranks = start(tmp_path, in_rank, mine, tmp_path)
+    wait_for(mine, before + 5, ranks)
+    for process in ranks:
+        process.terminate()
+    assert answers(tmp_path, ranks) == [128 + signal.SIGTERM] * 2
+    assert 0 < before < checkpoint.latest(work_of(mine))["step"] < 25
     assert answers(tmp_path, start(tmp_path, in_rank, mine, tmp_path)) == [0, 0]
     assert rows_of(work_of(mine)) == rows_of(work_of(run))
     assert_same(*(checkpoint.latest(work_of(one))["model"] for one in (mine, run)))
