@@ -77,12 +77,13 @@ class Confusion(BaseMetric):
                 self.shown[sample["number"]] = predicted.cpu().numpy().astype(np.uint8)
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Return the figures over all images, the same for every process."""
-        own = np.sum(self.results, axis=0, dtype=np.int64) if self.results else np.zeros_like(self.matrix)
-        self.matrix = np.sum(gathered(own), axis=0)
+        """Return the figures over all images, the same for every process; mmengine's own would gather every image."""
+        found = self.compute_metrics(self.results)
         self.results.clear()
-        return scores(self.matrix, [str(label) for label in range(self.classes)]).metrics
+        return found
 
-    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """Have ``evaluate`` do it, which mmengine's base calls this from."""
-        raise NotImplementedError
+    def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
+        """Return the figures of this process's counts and those of all others."""
+        own = np.sum(results, axis=0, dtype=np.int64) if results else np.zeros_like(self.matrix)
+        self.matrix = np.sum(gathered(own), axis=0)
+        return scores(self.matrix, [str(label) for label in range(self.classes)]).metrics
