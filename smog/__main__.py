@@ -12,7 +12,7 @@ from smog.errors import UsageError, exit_code, nearest
 
 HELP = """usage: smog train [recipe=demo] [data=garments] [seed=0] [store=runs] [key=value ...]
        smog train action=cost [gpus=1] [format=json] [recipe=demo] [key=value ...]
-       smog eval knn|linear RUN [store=runs] [format=json] [key=value ...]
+       smog eval knn|linear|diagnostics RUN [store=runs] [format=json] [key=value ...]
        smog show RUN [store=runs] [format=json]
        smog export RUN --format timm --out DIR [store=runs]
 

@@ -247,7 +247,8 @@ def load(path: Path) -> Config:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text())
+        # libyaml's parser, where PyYAML has it, is seven times as fast, and reports read thousands of these
+        values = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"{path} can't be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

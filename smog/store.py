@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DONE = "done"  # the file of a finished run, written last
+RESULT_SCHEMA = 1  # of result files: raised when a field changes its meaning, so that old readers refuse new files
 RUN_ID = re.compile(r"[0-9a-f]{12}")
 COLUMNS = (
     "run_id", "group_id", "seed", "task", "protocol", "metric", "value",

@@ -21,8 +21,8 @@ from smog.grouping import GroupBank
 from smog.methods import VERSIONS
 from smog.pretrained import open_pretrained
 from smog.records import read_lines
-from smog.tasks import knn, linear, settings
-from smog.tasks.protocols import Knn, Linear
+from smog.tasks import diagnostics, knn, linear, settings
+from smog.tasks.protocols import Diagnostics, Knn, Linear
 from smog.tasks.result import Features
 from transfer.data import open_data
 from transfer.detection import Training
@@ -39,6 +39,7 @@ WHERE = {
     "train/smog": "VERSIONS['smog'] in smog/methods/__init__.py",
     "knn": "Knn.VERSION in smog/tasks/protocols.py",
     "linear": "Linear.VERSION in smog/tasks/protocols.py",
+    "diagnostics": "Diagnostics.VERSION in smog/tasks/protocols.py",
     "coco": "Detection.VERSION in transfer/protocols.py",
     "ade20k": "Segmentation.VERSION in transfer/segmentation/protocol.py",
 }
@@ -46,6 +47,7 @@ RELATIVE = {
     "train/smog": 2e-3,
     "knn": 1e-4,
     "linear": 1e-4,
+    "diagnostics": 1e-4,
     "coco": 2e-3,
     "ade20k": 2e-3,
 }  # other CPUs round differently
@@ -72,6 +74,7 @@ LOSSES = ("loss", "loss_decode", "loss_aux")
 
 def versions():
     own = {"train/smog": VERSIONS["smog"], "knn": Knn.VERSION, "linear": Linear.VERSION}
+    own["diagnostics"] = Diagnostics.VERSION
     return {**own, "coco": Detection.VERSION, "ade20k": Segmentation.VERSION}
 
 
@@ -112,6 +115,17 @@ def found_linear():
     chosen = Linear([0.1, 1.0], [1e-3], epochs=5, batch=64, momentum=0.9, minival=0.2, seed=0)
     weight, bias = linear.fit(given.train, given.train_labels, [(0.1, 1e-3)], 8, chosen)
     return {**linear.compute(given, chosen), "norm.weight": norm([weight]), "norm.bias": norm([bias])}
+
+
+def found_diagnostics():
+    """Of a run's features, and of groups that are its first features."""
+    given, chosen, bank = features(), Diagnostics(8, 8, 8), GroupBank(20, 12)
+    bank.groups.copy_(given.val[:20])
+    own = bank.assign(given.val)
+    values = {"rankme": diagnostics.rankme(given.val), "feature_std": diagnostics.feature_std(given.val)}
+    values |= diagnostics.spread(bank, given.val, own) | {"nmi": diagnostics.nmi(own, given.val_labels)}
+    pictures = [*diagnostics.neighbours(given.val, chosen), *diagnostics.sheets(bank, given.val, own, chosen)]
+    return values | {f"place.{place}": sum(one["nearest"]) for place, one in enumerate(pictures)}
 
 
 def found_coco():
@@ -182,7 +196,8 @@ def figures_of_labels():
 
 
 FOUND = {
-    "train/smog": found_train, "knn": found_knn, "linear": found_linear, "coco": found_coco, "ade20k": found_ade20k,
+    "train/smog": found_train, "knn": found_knn, "linear": found_linear, "diagnostics": found_diagnostics,
+    "coco": found_coco, "ade20k": found_ade20k,
 }  # fmt: skip
 
 
@@ -240,6 +255,15 @@ def changed_rate_of_heads(patch):
     patch.setattr(linear, "_error", lambda logits, y, classes: 1.01 * error(logits, y, classes))
 
 
+def changed_epsilon(patch):
+    patch.setattr(diagnostics, "EPSILON", 1e-5)
+
+
+def changed_order_of_neighbours(patch):
+    normalize = torch.nn.functional.normalize
+    patch.setattr(diagnostics.F, "normalize", lambda x, dim: normalize(x, p=1.0, dim=dim))
+
+
 def changed_rate_of_detectors(patch):
     rate = Detection.rate
     patch.setattr(Detection, "rate", lambda self, step: 1.05 * rate(self, step))
@@ -278,6 +302,8 @@ def changed_distortion(patch):
         ("train/smog", changed_regroup),
         ("knn", changed_weights_of_neighbours),
         ("linear", changed_rate_of_heads),
+        ("diagnostics", changed_epsilon),
+        ("diagnostics", changed_order_of_neighbours),
         ("coco", changed_rate_of_detectors),
         ("coco", changed_statistics),
         ("ade20k", changed_rate_of_segmentors),

@@ -179,7 +179,7 @@ def test_without_a_predictor_z_itself_is_contrasted():
 
 def test_the_number_of_groups_grows_from_coarse_to_fine():
     method = made("method.start_groups=2", "method.growth_epochs=2", "method.regroup_interval=2")
-    counts = [method._active(Clock(step, 40, 5)) for step in range(16)]
+    counts = [method.active_groups(Clock(step, 40, 5)) for step in range(16)]
     assert counts[0] == counts[1] == 2
     assert counts[-1] == 8
     assert counts == sorted(counts)
@@ -191,7 +191,7 @@ def test_the_groups_in_use_follow_the_step():
     for step in range(12):
         clock = Clock(step, 40, 5)
         method(crops(seed=step), clock)
-        assert method.bank.active == method._active(clock)
+        assert method.bank.active == method.active_groups(clock)
         method.after_step(clock)
 
 

@@ -251,7 +251,7 @@ def test_a_minival_that_leaves_nothing_to_train_on_is_refused(share):
 CHANGES = [
     ("knn", "k=21"), ("knn", "temperature=0.08"), ("linear", "lrs=[0.01,0.03,0.1]"), ("linear", "weight_decays=[0.0]"),
     ("linear", "epochs=31"), ("linear", "batch=128"), ("linear", "momentum=0.8"), ("linear", "minival=0.2"),
-    ("linear", "seed=1"),
+    ("linear", "seed=1"), ("diagnostics", "queries=9"), ("diagnostics", "shown=9"), ("diagnostics", "groups=9"),
 ]  # fmt: skip
 SAME = [("knn", "k=20"), ("knn", "temperature=7e-2"), ("linear", "lrs=[1e-2,0.03,1e-1,.3]"), ("linear", "momentum=.9")]
 
@@ -259,7 +259,7 @@ SAME = [("knn", "k=20"), ("knn", "temperature=7e-2"), ("linear", "lrs=[1e-2,0.03
 def test_every_setting_is_among_those_changed_here():
     changed = {(task, change.split("=")[0]) for task, change in CHANGES}
     own = {task: schema for task, schema in TASKS.items() if schema.MODULE.startswith("smog.")}
-    assert own.keys() == {"knn", "linear"}  # those of transfer are changed in test_coco_protocol.py
+    assert own.keys() == {"knn", "linear", "diagnostics"}  # those of transfer are changed in test_coco_protocol.py
     for task, schema in own.items():
         assert {field.name for field in dataclasses.fields(schema)} == {k for t, k in changed if t == task}
 

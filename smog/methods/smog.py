@@ -82,7 +82,7 @@ class Smog(nn.Module):
         self, z: Tensor, q: Tensor, z_other: Tensor, online: list[int], other: list[int], clock: Clock
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """z [global crops online, b, d], q [crops online, b, d], z_other [targets, b, d] -> loss and diagnostics."""
-        self.bank.active = self._active(clock)
+        self.bank.active = self.active_groups(clock)
         if clock.step == 0 and self.config.initial_groups == "batch" and not int(self.bank.pushed):
             self.bank.start_from(z.detach())
         before = self.bank.groups[: self.bank.active].clone()
@@ -141,7 +141,7 @@ class Smog(nn.Module):
             losses.append(self.bank.loss(q.flatten(0, 1), rows_of_all_ranks(keys), images, temperature))
         return torch.stack(losses).mean()
 
-    def _active(self, clock: Clock) -> int:
+    def active_groups(self, clock: Clock) -> int:
         """Return how many groups are in use: a function of the last regroup before this step alone."""
         start, everything = self.config.start_groups, self.config.num_groups
         interval = self.config.regroup_interval
@@ -164,7 +164,7 @@ class Smog(nn.Module):
         theirs: list[Tensor] = list(self.momentum_branch.parameters())
         torch._foreach_lerp_(theirs, ours, 1.0 if reset else 1 - momentum)
         if regroup:
-            self.bank.active = self._active(Clock(clock.step + 1, clock.steps, clock.per_epoch))
+            self.bank.active = self.active_groups(Clock(clock.step + 1, clock.steps, clock.per_epoch))
             # from the seed and the step alone, so that a resumed run regroups as the uninterrupted one
             self.bank.regroup(torch.Generator().manual_seed(self.seed << 32 | clock.step))
 

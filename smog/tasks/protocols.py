@@ -101,4 +101,20 @@ class Linear(Settings):
             raise UsageError(f"minival={self.minival}: must be between 0 and 1")
 
 
-TASKS: dict[str, type[Settings]] = {"knn": Knn, "linear": Linear}  # others add theirs: transfer/protocols.py
+@dataclass(frozen=True)
+class Diagnostics(Settings):
+    """How many val images, and of each how many neighbours, are kept for pictures, and how many groups."""
+
+    VERSION: ClassVar[int] = 1
+    MODULE: ClassVar[str] = "smog.tasks.diagnostics"
+    queries: int
+    shown: int
+    groups: int
+
+    def validate(self) -> None:
+        """Check what the types can't say."""
+        ranges(self, {}, {1: ("queries", "shown", "groups")}, ())
+
+
+# others add theirs: transfer/protocols.py
+TASKS: dict[str, type[Settings]] = {"knn": Knn, "linear": Linear, "diagnostics": Diagnostics}

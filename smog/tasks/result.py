@@ -21,7 +21,7 @@ from smog.environment import now, peak_memory, provenance
 from smog.errors import RunError, UsageError
 from smog.identity import as_dict, group_id, run_id
 from smog.schema import Config
-from smog.store import DONE, write_json
+from smog.store import DONE, RESULT_SCHEMA, write_json
 from smog.tasks import protocol
 from smog.training import choose_device, device_name, precision
 
@@ -81,6 +81,7 @@ def write_result(
     write_json(
         path,
         {
+            "schema": RESULT_SCHEMA,
             **who,
             "task": task,
             "protocol": protocol(task, chosen),
@@ -106,7 +107,7 @@ def features_of(folder: Path, config: Config) -> Features:
         device = choose_device(config.runtime.device)
         backbone = load_backbone(folder).to(device).to(memory_format=torch.channels_last)
         images = {split: open_images(config, split) for split in ("train", "val")}
-        train, val = (_extract(backbone, images[split], config, device) for split in ("train", "val"))
+        train, val = (extract(backbone, images[split], config, device) for split in ("train", "val"))
         labels = {split: torch.from_numpy(images[split].labels) for split in images}
         found = Features(train, labels["train"], val, labels["val"], len(images["train"].classes))
         _last = folder.resolve(), found
@@ -114,14 +115,15 @@ def features_of(folder: Path, config: Config) -> Features:
 
 
 @torch.inference_mode()
-def _extract(backbone: torch.nn.Module, images: Images, config: Config, device: torch.device) -> Tensor:
+def extract(network: torch.nn.Module, images: Images, config: Config, device: torch.device) -> Tensor:
+    """Return what a network in eval mode makes of every image, whole: float32 [n, d], on the CPU."""
     half = precision(config, device) == "bf16"
     parts = []
     for start in range(0, len(images), BATCH):
         views = [whole_view(images[i], config.views.size) for i in range(start, min(start + BATCH, len(images)))]
         batch = normalize(torch.from_numpy(np.stack(views)), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            parts.append(backbone(batch).float().cpu())
+            parts.append(network(batch).float().cpu())
     features = torch.cat(parts)
     if not torch.isfinite(features).all():
         raise RunError("the backbone gives features that are not finite: the run has diverged", kind="nan")
