@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 from collections import Counter, defaultdict
@@ -16,13 +15,11 @@ from ablations.policies import POLICIES
 from ablations.stock import Stock
 from ablations.work import Job
 from reports.build import duration
+from reports.spent import last_row, waste
 from smog.attempts import history, holder, stages
 from smog.failures import KINDS
-from smog.store import DONE
 
-TAIL = 4096  # bytes at the end of metrics.jsonl, in which the last whole line lies
 SHOWN = 40  # cells that a terminal shows; format=json has all
-FINE = ("done", None)  # outcomes without waste
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def _state(job: Job, stock: Stock, queued: Mapping[str, str], ended: Mapping[str
     if job.run not in stock.runs:
         return State("queued", where=queued[job.run]) if job.run in queued else State("waiting")
     tried = {stage: history(folder, stage) for stage in stages(folder)} if missing or _several(folder) else {}
-    spent: dict[str, Any] = {"attempts": sum(map(len, tried.values())), "waste": _waste(folder, stock, tried)}
+    spent: dict[str, Any] = {"attempts": sum(map(len, tried.values())), "waste": waste(folder, tried)}
     if not missing:
         return State("done", progress=1.0, **spent)
     at_work = _running(folder, tried)
@@ -105,44 +102,13 @@ def _running(folder: Path, tried: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _waste(folder: Path, stock: Stock, tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> float:
-    """Return the seconds of attempts that are in no result: those of all that ended, without what is kept of them."""
-    waste = 0.0
-    for stage, attempts in tried.items():
-        spent = sum(one.get("seconds", 0.0) for one in attempts)
-        if not any(one["outcome"] not in FINE for one in attempts):
-            continue
-        kept = _kept(folder, stock) if stage == "train" else 0.0
-        if stage != "train" and attempts[-1]["outcome"] == "done":
-            kept = attempts[-1]["seconds"]
-        waste += max(0.0, spent - kept)
-    return waste
-
-
-def _kept(folder: Path, stock: Stock) -> float:
-    """Return the seconds of training that count: those of the finished run, or those up to its last line."""
-    done = stock.read(folder / DONE)
-    return done["seconds"] if done else (_last_row(folder) or {}).get("time", {}).get("seconds", 0.0)
-
-
 def _progress(folder: Path, job: Job) -> dict[str, Any]:
-    row = _last_row(folder)
+    row = last_row(folder)
     if not row or not job.config.optim.epochs:
         return {}
     share = min(1.0, row["epoch"] / job.config.optim.epochs)
     left = row["time"]["seconds"] * (1 / share - 1) if share else 0.0
     return {"progress": share, "left": left, "loss": row["loss"]}
-
-
-def _last_row(folder: Path) -> dict[str, Any] | None:
-    """Return the last whole line of a run's metrics, from the end of the file."""
-    try:
-        with open(folder / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL))
-            lines = file.read().split(b"\n")[:-1]  # what comes after the last line break was cut
-        return json.loads(lines[-1]) if lines else None
-    except (OSError, ValueError):
-        return None
 
 
 # ---- what is shown ----

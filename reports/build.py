@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout runs without installation
 
 from smog.errors import UsageError, exit_code, nearest
-from smog.store import grids, read_json, result_path, write_atomically
+from smog.store import write_atomically
 
 if TYPE_CHECKING:
-    from reports.tables import Record, Results, Table
+    from reports.collect import Collected
+    from reports.report import Gap, Report, Section
 
 HELP = """\
-usage: python reports/build.py [store=runs] [out=reports/output] [grids=[NAME,...]] [--json]
+usage: python reports/build.py [store=runs] [out=reports/output] [grids=[NAME,...]] [draft=true] [check=true]
+                               [venue=eccv] [--json]
 
-Draws a table (Markdown, LaTeX, CSV, HTML), a figure of the metric and the training curves (PDF, SVG, PNG)
-for every grid of the store, and one self-contained page, OUT/index.html.
+Makes every table (Markdown, LaTeX, CSV, HTML) and figure (PDF, SVG, PNG) of the store again, one self-contained page
+(OUT/index.html), the commands behind every number (OUT/REPRODUCE.md), and OUT/model-index.yaml for model cards.
+What has not changed is not made again.
 
   store=DIR          where the runs lie (runs)
   out=DIR            where to write (reports/output)
-  grids=[a,b]        which grids (all of the store)
+  grids=[a,b]        which grids (all of the store, and the runs that belong to none)
+  draft=true         write also where planned results are missing: they are -- with n/N, and all outputs say DRAFT
+  check=true         write nothing; name every cell that the store no longer gives, every line that was edited
+  venue=eccv         size of the figures: eccv, cvpr, neurips
   --json             print one JSON document instead (also: format=json)
 
-exit codes: 0 done, 1 results are missing (the outputs say which), 2 wrong use (nothing is written)
+DIR/dropped.yaml lists seeds that do not count, each with a reason, which the tables print.
+
+exit codes: 0 done, 1 results are missing (nothing is written) or check=true found something, 2 wrong use
 """
-KEYS = ("store", "out", "grids", "format")
-SAFE_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+KEYS = ("store", "out", "grids", "draft", "check", "venue", "format")
+STAMP = ".stamp"
+SHOWN = 20  # missing results, or problems, that a terminal shows
 
 
 @dataclass(frozen=True)
@@ -43,23 +50,10 @@ class Request:
     store: Path = Path("runs")
     out: Path = Path("reports/output")
     grids: tuple[str, ...] = ()
+    draft: bool = False
+    check: bool = False
+    venue: str = "eccv"
     json: bool = False
-
-
-@dataclass(frozen=True)
-class Section:
-    """One grid of the page: its record and table, what was drawn of it, and the runs behind it."""
-
-    name: str
-    record: Record
-    table: Table
-    runs: list[dict[str, Any]]
-    files: dict[str, bytes] = field(default_factory=dict)
-
-    def drawing(self, name: str) -> str | None:
-        """Return the SVG of a figure for the page, or None where there is none."""
-        svg = self.files.get(f"figures/{name}.svg")
-        return None if svg is None else inline_svg(svg.decode(), name)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -72,10 +66,16 @@ def _build(arguments: Sequence[str]) -> int:
         print(HELP, end="")
         return 0
     request = parse(arguments)
-    sections = [draw(request.store, record, name) for name, record in chosen(request)]
-    write(request.out, sections, render_page(sections))
-    print_summary(request, sections)
-    return 1 if any(section.table.missing for section in sections) else 0
+    if request.check:
+        return _check(request)
+    if (known := _unchanged(request)) is not None:
+        _say(request, known, changed=0)
+        return 0
+    collected = _collected(request)
+    if collected.report.draft and not request.draft:
+        return _refuse(request, collected.report)
+    _write(request, collected)
+    return 0
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -90,82 +90,114 @@ def parse(arguments: Sequence[str]) -> Request:
         given[key] = value
     if given.get("format", "json") != "json":
         raise UsageError(f"unknown format {given['format']!r}; known: json")
+    for key in ("draft", "check"):
+        if given.get(key, "true") not in ("true", "false"):
+            raise UsageError(f"{key}={given[key]!r}: true or false")
     names = tuple(name.strip() for name in given.get("grids", "").strip("[]").split(",") if name.strip())
     store, out = Path(given.get("store", Request.store)), Path(given.get("out", Request.out))
-    return Request(store, out, names, "format" in given)
+    draft, check = (given.get(key) == "true" for key in ("draft", "check"))
+    return Request(store, out, names, draft, check, given.get("venue", Request.venue), "format" in given)
 
 
-def chosen(request: Request) -> list[tuple[str, Record]]:
-    """Return the asked grids with the names of their files: the grid's own, and its id too where a name is shared."""
-    records = grids(request.store)
-    if not records:
-        raise UsageError(f"no grids in the store {request.store}; run one: python ablations/run.py grid=num_groups")
-    known = [record["grid"] for record in records]
-    for name in [*known, *(record["id"] for record in records)]:
-        if not SAFE_NAME.fullmatch(name):
-            raise UsageError(f"the store {request.store} has a grid with an unusable name or id: {name!r}")
-    for name in request.grids:
-        if name not in known:
-            raise UsageError(f"no grid {name!r} in the store {request.store}{nearest(name, set(known))}")
-    wanted = [record for record in records if not request.grids or record["grid"] in request.grids]
-    return [(_file_name(record, known), record) for record in wanted]
+def _collected(request: Request) -> Collected:
+    """Read the store. Heavy imports are here, because --help must not pay for them."""
+    from reports import plots
+    from reports.collect import collect
+
+    with plots.venue(request.venue):  # an unknown one is said before anything is computed
+        return collect(request.store, request.grids)
 
 
-def _file_name(record: Record, known: list[str]) -> str:
-    return record["grid"] if known.count(record["grid"]) == 1 else f"{record['grid']}-{record['id']}"
+def _unchanged(request: Request) -> dict[str, Any] | None:
+    """Return what the last build said, where it would say and write the same now."""
+    path = request.out / STAMP
+    try:
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return known["said"] if known.get("stamp") == _stamp(request) else None
 
 
-def draw(store: Path, record: Record, name: str) -> Section:
-    """Compute a grid's table once and draw all of its files."""
-    from reports import forest, plots, tables, writers  # here, because --help must not pay for them
+def _stamp(request: Request) -> str:
+    from reports.stamp import stamp
 
-    results = tables.read_results(store, record)
-    table = tables.grid_table(store, record, results)
-    drawn = {"md": writers.to_markdown, "tex": writers.to_latex, "csv": writers.to_csv, "html": writers.to_html}
-    files = {f"tables/{name}.{kind}": writer(table).encode() for kind, writer in drawn.items()}
-    figures = {name: forest.forest_figure(table) if forest.suits(record) else plots.metric_figure(table, record)}
-    if curves := plots.read_curves(store, record):
-        figures[f"{name}-curves"] = plots.curves_figure(curves)
-    for figure_name, figure in figures.items():
-        files |= {f"figures/{figure_name}.{kind}": plots.save(figure, kind) for kind in ("pdf", "svg", "png")}
-    return Section(name, record, table, list(runs_behind(store, record, results)), files)
+    return stamp(request.store, request.out, repr(replace(request, json=False, check=False)))
 
 
-def runs_behind(store: Path, record: Record, results: Results) -> Iterator[dict[str, Any]]:
-    """Yield what the page tells of each run of a grid, once a run: who, what it cost, where, from which code."""
-    from reports.tables import in_order
+def _write(request: Request, collected: Collected) -> None:
+    """Draw and write everything. What changes in the store meanwhile is found the next time: its stamp is older."""
+    from reports.output import outputs, with_pictures, write
 
-    seen = set()
-    for cell in in_order(record):
-        for seed, run in sorted(cell["runs"].items(), key=lambda item: int(item[0])):
-            if run not in seen:
-                seen.add(run)
-                yield {"run": run, "cell": cell["label"], "seed": seed} | _cost(store / run, record["tasks"], results)
+    report = with_pictures(request.store, collected, request.venue, request.out)
+    changed = write(request.out, outputs(report, request.venue))
+    said = _summary(request, report)
+    content = json.dumps({"stamp": _stamp(request), "said": said}) + "\n"
+    write_atomically(request.out / STAMP, lambda file: file.write(content.encode()))
+    _say(request, said, changed)
 
 
-def _cost(folder: Path, tasks: dict[str, str], results: Results) -> dict[str, Any]:
-    """Return a run's seconds (training and the grid's tasks) and provenance, as far as it got."""
-    done = read_json(folder / "done") if (folder / "done").is_file() else {}
-    paths = {name: result_path(folder, name, protocol) for name, protocol in tasks.items()}
-    found = {path: results[folder.name, name] for name, path in paths.items() if (folder.name, name) in results}
-    seconds = {str(path): result["cost"]["seconds"] for path, result in found.items()}
-    if "seconds" in done:
-        seconds[str(folder / "done")] = done["seconds"]
-    last: dict[str, Any] = next(iter(found.values()), {"provenance": {}, "cost": {}})
+def _summary(request: Request, report: Report) -> dict[str, Any]:
+    """Return what the command prints with --json."""
     return {
-        "seconds": seconds,
-        "device": done.get("device") or last["cost"].get("device"),
-        "commit": last["provenance"].get("commit"),
-        "dirty": last["provenance"].get("dirty"),
-        "created": last.get("created"),
+        "tables": [f"tables/{one.name}.{kind}" for one in report.sections for kind in ("md", "tex", "csv", "html")],
+        "figures": [path for one in report.sections for path in _figures(one)],
+        "page": "index.html",
+        "missing": sum(section.table.missing for section in report.sections if section.kind == "grid"),
+        "notes": [f"{one.name}: {note}" for one in report.sections for note in one.notes],
+        "sections": [[one.name, one.table.planned - one.table.missing, one.table.planned] for one in report.sections],
     }
 
 
-def total_cost(sections: Sequence[Section]) -> tuple[int, float]:
-    """Return how many runs there are and their seconds; what two grids share counts once."""
-    seconds = {path: cost for section in sections for run in section.runs for path, cost in run["seconds"].items()}
-    runs = {run["run"] for section in sections for run in section.runs if run["seconds"]}
-    return len(runs), sum(seconds.values())
+def _figures(section: Section) -> list[str]:
+    return [f"figures/{one.name}.{kind}" for one in section.pictures for kind in one.files]
+
+
+def _say(request: Request, said: dict[str, Any], changed: int) -> None:
+    """Print what was written: text for people, whose last line is the page, or one JSON document."""
+    if request.json:
+        paths = {kind: [str(request.out / path) for path in said[kind]] for kind in ("tables", "figures")}
+        more = {key: said[key] for key in ("missing", "notes")}
+        print(json.dumps(paths | {"page": str(request.out / said["page"])} | more | {"changed": changed}, indent=1))
+        return
+    for name, there, planned in said["sections"]:
+        print(f"{name}: {there} of {planned} results")
+    for note in said["notes"]:
+        print(f"not drawn: {note}")
+    print(f"{changed} files changed" if changed else "nothing has changed")
+    print(request.out / said["page"])
+
+
+def _refuse(request: Request, report: Report) -> int:
+    """Say what is missing, and how each stands. Nothing is written."""
+    gaps = [(section, gap) for section in report.sections for gap in section.gaps]
+    for section, gap in gaps[:SHOWN]:
+        print(f"missing: {_place(section, gap)}: {gap.state}, {gap.reason}", file=sys.stderr)
+    if len(gaps) > SHOWN:
+        print(f"and {len(gaps) - SHOWN} more", file=sys.stderr)
+    print(
+        f"failed: {len(gaps)} planned results are missing in {request.store}; run the grid again to fill them in, or "
+        "draft=true writes -- in their places",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _place(section: Section, gap: Gap) -> str:
+    return f"{section.name}, {gap.row}, seed {gap.seed}, {gap.task} (run {gap.run})"
+
+
+def _check(request: Request) -> int:
+    """Compare what was written with the store; exit 1 where anything differs."""
+    from reports.check import problems
+
+    found = list(problems(request.store, _collected(request), request.out))
+    if request.json:
+        print(json.dumps({"problems": found}, indent=1))
+    else:
+        print(
+            "\n".join([*found, f"{len(found)} problems" if found else f"everything in {request.out} matches the store"])
+        )
+    return 1 if found else 0
 
 
 def duration(seconds: float) -> str:
@@ -175,69 +207,6 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def inline_svg(svg: str, name: str) -> str:
-    """Return an SVG to stand in the page: ids of its own, and ink and paper in the page's colours, light or dark."""
-    from reports.plots import BLUE, INK, PAPER
-
-    svg = svg[svg.index("<svg") :]
-    for colour, own in {INK: "currentColor", PAPER: "var(--paper)", BLUE: "var(--blue)"}.items():
-        svg = svg.replace(colour, own)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
-
-
-def render_page(sections: Sequence[Section]) -> bytes:
-    """Return the page; whatever comes from the store is escaped by the template."""
-    from jinja2 import Environment, FileSystemLoader
-    from markupsafe import Markup
-
-    from reports.writers import to_html
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals |= {"table_html": lambda table: Markup(to_html(table)), "svg": _drawn_svg}
-    environment.filters["duration"] = duration
-    runs, seconds = total_cost(sections)
-    return environment.get_template("page.html.j2").render(sections=sections, runs=runs, seconds=seconds).encode()
-
-
-def _drawn_svg(section: Section, name: str) -> Any:
-    from markupsafe import Markup
-
-    svg = section.drawing(name)
-    return None if svg is None else Markup(svg)
-
-
-def write(out: Path, sections: Sequence[Section], page: bytes) -> None:
-    """Write all files, each atomically, the page last: it never names a file that is not there yet."""
-    files = {path: content for section in sections for path, content in section.files.items()}
-    try:
-        for path, content in (files | {"index.html": page}).items():
-            write_atomically(out / path, partial(_write_bytes, content))
-    except OSError as error:
-        raise UsageError(f"cannot write to {out}: {error}") from None
-
-
-def _write_bytes(content: bytes, file: IO[bytes]) -> None:
-    file.write(content)
-
-
-def print_summary(request: Request, sections: Sequence[Section]) -> None:
-    """Print what was written: text for people, whose last line is the page, or one JSON document."""
-    page = str(request.out / "index.html")
-    missing = sum(section.table.missing for section in sections)
-    if request.json:
-        paths = [str(request.out / path) for section in sections for path in section.files]
-        kinds = {kind: [path for path in paths if Path(path).parent.name == kind] for kind in ("tables", "figures")}
-        print(json.dumps(kinds | {"page": page, "missing": missing}, indent=1))
-        return
-    for section in sections:
-        table = section.table
-        print(f"{section.name}: {table.planned - table.missing} of {table.planned} results, {len(section.files)} files")
-    print(page)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,8 @@ def _power(n: int, effect: float) -> float:
 def decimals(measures: Iterable[Measure]) -> int:
     """Return how many decimals a column may show: sd to one digit (two where it starts with 1 or 2), and the test set.
 
-    One image of n is 100 / n percent points, so that n = 1000 allows one decimal, and n = 500 none.
+    One image of n is 100 / n percent points, so that n = 1000 allows one decimal, and n = 500 none. Where neither
+    says anything, one seed of an AP, there is one decimal.
     """
     measures = list(measures)
     variances = [one.summary.sd**2 for one in measures if one.summary.sd]
@@ -158,7 +159,7 @@ def decimals(measures: Iterable[Measure]) -> int:
         allowed.append(math.ceil(math.log10(3 / math.sqrt(sum(variances) / len(variances)))))
     if images := [one.images for one in measures if one.images and one.metric.startswith("top")]:
         allowed.append(math.floor(math.log10(min(images) / 100)))
-    return max(0, min(allowed))
+    return max(0, min(allowed)) if len(allowed) > 1 else 1
 
 
 def _constant(values: Sequence[float]) -> bool:

@@ -4,115 +4,77 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
-from reports.stats import Measure, Paired, Summary, decimals, holm, indistinct, paired
+from reports.cells import MISSING, Cell, Column, Kind, Row, Table, comparison_cells, marked, measure_cell
+from reports.evidence import Result, read_result, same_but_seed
+from reports.stats import Measure, decimals, holm, paired
 from smog.errors import UsageError
-from smog.store import read_json, result_path
+from smog.store import result_path
+
+__all__ = ["MISSING", "Cell", "Column", "Row", "Table"]  # of reports/cells.py: what a table consists of
 
 Record = dict[str, Any]
-Results = dict[tuple[str, str], dict[str, Any]]  # (run, task) -> what the task wrote
+Results = dict[tuple[str, str], Result]  # (run, task) -> what the task wrote
+Dropped = Mapping[str, str]  # run -> why it does not count
 FIELDS = ("grid", "id", "title", "command", "mode", "axes", "baseline", "seeds", "metric", "tasks", "cells", "context")
 TASKS = {
     "knn": "k-NN", "linear": "linear", "finetune": "fine-tuned", "semi": "semi-supervised", "coco": "detection",
-    "ade20k": "segmentation",
+    "ade20k": "segmentation", "supervised": "supervised", "diagnostics": "diagnostics",
 }  # fmt: skip
 METRICS = {
-    "top1": "top-1 (%)", "top5": "top-5 (%)", "box_ap": "box AP", "mask_ap": "mask AP",
-    "miou": "mIoU (%)", "macc": "mAcc (%)", "aacc": "aAcc (%)",
+    "top1": "top-1 (%)", "top5": "top-5 (%)", "box_ap": "box AP", "box_ap50": "box AP50", "box_ap75": "box AP75",
+    "mask_ap": "mask AP", "mask_ap50": "mask AP50", "mask_ap75": "mask AP75",
+    "miou": "mIoU (%)", "macc": "mAcc (%)", "aacc": "aAcc (%)", "rankme": "RankMe", "feature_std": "std of features",
+    "group_entropy": "entropy of groups", "group_dead": "dead groups", "nmi": "NMI of groups and classes",
 }  # fmt: skip
-HEADLINES = {"coco": ("box_ap", "mask_ap"), "ade20k": ("miou",)}  # of the others top-1
+HEADLINES = {"coco": ("box_ap", "mask_ap"), "ade20k": ("miou",), "diagnostics": ("rankme",)}  # of the others top-1
+UNRANKED = ("diagnostics",)  # more of it is not better
 MODES = ("one_factor", "factorial", "zip")
-MISSING = "--"
-MINUS = "\u2212"
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column: its key, its title, and the decimals that its error and its test set allow."""
+def grid_table(
+    store: str | Path, record: Record, results: Results | None = None, dropped: Dropped = MappingProxyType({})
+) -> Table:
+    """Compute a grid's table from its record and the results in the store, where they are not read already.
 
-    key: str
-    title: str
-    decimals: int = 0
-    text: bool = False
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is drawn at one place: text, its number in full, marks (best, incomplete, missing), notes, run ids."""
-
-    text: str
-    value: float | None = None
-    marks: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    runs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Row:
-    """A cell of the grid: what it is, its drawn cells, its measures, its comparison to the baseline.
-
-    ``point`` is its value on every axis; ``axis`` and ``value`` are the one axis along which it differs from the
-    baseline, where there is such a one.
+    ``dropped`` are runs that do not count, with the reason, which the table prints. Raises UsageError for results of a
+    cell that differ in anything but the seed.
     """
-
-    label: str
-    kind: Literal["reference", "baseline", "cell"]
-    axis: str | None
-    value: Any
-    point: dict[str, Any]
-    cells: tuple[Cell, ...]
-    measures: tuple[Measure, ...]
-    comparison: Paired | None = None
-    adjusted: float | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A grid's table; ``missing`` counts planned results that the store lacks."""
-
-    grid: str
-    id: str
-    title: str
-    caption: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    headline: int
-    planned: int
-    missing: int
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Every note once, with the row and the column it belongs to."""
-        places = (
-            (row, column, cell) for row in self.rows for column, cell in zip(self.columns, row.cells, strict=True)
-        )
-        return tuple(f"{row.label}, {column.title}: {note}" for row, column, cell in places for note in cell.notes)
-
-
-def grid_table(store: str | Path, record: Record, results: Results | None = None) -> Table:
-    """Compute a grid's table from its record and the results in the store, where they are not read already."""
     check_record(record)
     results = read_results(Path(store), record) if results is None else results
     wanted = headlines(record)
     cells = in_order(record)
-    measures = [tuple(measure(results, record, cell, *pair) for pair in wanted) for cell in cells]
+    for cell in cells:
+        _check_cell(Path(store), record, cell, results)
+    measures = [tuple(measure(results, record, cell, *pair, dropped) for pair in wanted) for cell in cells]
     headline = [".".join(pair) for pair in wanted].index(record["metric"])
     rows = [_bare_row(record, cell, found) for cell, found in zip(cells, measures, strict=True)]
     rows = _compared(rows, headline)
     columns = (*_label_columns(record), *_number_columns(rows, wanted, headline))
-    best = [_best(rows, place) for place in range(len(wanted))]
-    rows = [dataclasses.replace(row, cells=_drawn(record, row, columns, headline, best)) for row in rows]
+    notes = [_dropped(cell, dropped) for cell in cells]
+    drawn = _drawn(record, rows, columns, headline, notes)
+    rows = [dataclasses.replace(row, cells=own) for row, own in zip(rows, drawn, strict=True)]
     planned = sum(len(one.runs) for row in rows for one in row.measures)
     missing = sum(one.missing for row in rows for one in row.measures)
-    caption = _caption(record, rows, columns, missing, planned)
+    caption = _caption(record, rows, missing, planned)
     return Table(
         record["grid"], record["id"], record["title"], caption, columns, tuple(rows), headline, planned, missing
     )
+
+
+def _check_cell(store: Path, record: Record, cell: Record, results: Results) -> None:
+    for task in record["tasks"]:
+        found = {seed: results[run, task] for seed, run in runs_of(cell).items() if (run, task) in results}
+        same_but_seed(f"grid {record['grid']}, cell {cell['label']}, {task}", found, store)
+
+
+def _dropped(cell: Record, dropped: Dropped) -> tuple[str, ...]:
+    """Return what to say of the seeds of a cell that do not count."""
+    return tuple(f"without seed {seed}: {dropped[run]}" for seed, run in cell["runs"].items() if run in dropped)
 
 
 def check_record(record: Record) -> None:
@@ -140,14 +102,14 @@ def headlines(record: Record) -> list[tuple[str, str]]:
 
 
 def read_results(store: Path, record: Record) -> Results:
-    """Read each result of the grid that the store has, once."""
+    """Read each result of the grid that the store has, once. Raises UsageError for one that is damaged."""
     runs = dict.fromkeys(run for cell in record["cells"] for run in cell["runs"].values())
     paths = {
         (run, task): result_path(store / run, task, protocol)
         for run in runs
         for task, protocol in record["tasks"].items()
     }
-    return {key: read_json(path) for key, path in paths.items() if path.is_file()}
+    return {key: read_result(path) for key, path in paths.items() if path.is_file()}
 
 
 def in_order(record: Record) -> list[Record]:
@@ -208,9 +170,11 @@ def runs_of(cell: Record) -> dict[int, str]:
     return runs
 
 
-def measure(results: Results, record: Record, cell: Record, task: str, metric: str) -> Measure:
-    """Return one metric of one cell."""
-    runs = runs_of(cell)
+def measure(
+    results: Results, record: Record, cell: Record, task: str, metric: str, dropped: Dropped = MappingProxyType({})
+) -> Measure:
+    """Return one metric of one cell, without the runs that do not count."""
+    runs = {seed: run for seed, run in runs_of(cell).items() if run not in dropped}
     found = {seed: results[run, task] for seed, run in runs.items() if (run, task) in results}
     values = {seed: result["metrics"][metric] for seed, result in found.items() if metric in result["metrics"]}
     images = min((result["inputs"]["val"] for result in found.values()), default=None)
@@ -218,8 +182,7 @@ def measure(results: Results, record: Record, cell: Record, task: str, metric: s
 
 
 def _bare_row(record: Record, cell: Record, measures: tuple[Measure, ...]) -> Row:
-    kind: Literal["reference", "baseline", "cell"]
-    kind = "reference" if cell["reference"] else "baseline" if cell["baseline"] else "cell"
+    kind: Kind = "reference" if cell["reference"] else "baseline" if cell["baseline"] else "cell"
     return Row(cell["label"], kind, cell["axis"], cell["value"], point_of(record, cell), (), measures)
 
 
@@ -236,13 +199,6 @@ def _compared(rows: list[Row], headline: int) -> list[Row]:
 
 def _comparisons(rows: list[Row]) -> list[tuple[int, Row]]:
     return [(place, row) for place, row in enumerate(rows) if row.kind == "cell"]
-
-
-def _best(rows: list[Row], place: int) -> dict[int, float] | None:
-    """Return the values of the highest mean among the complete cells; None where one seed decides nothing."""
-    found = [row.measures[place] for row in rows if row.kind != "reference" and not row.measures[place].missing]
-    best = max(found, key=lambda one: one.summary.mean or -math.inf, default=None)
-    return best.values if best and best.summary.n > 1 else None
 
 
 def _is_plane(record: Record) -> bool:
@@ -283,75 +239,37 @@ def _labels(record: Record, row: Row, several: bool) -> list[str]:
 
 
 def _drawn(
-    record: Record, row: Row, columns: tuple[Column, ...], headline: int, best: list[dict[int, float] | None]
-) -> tuple[Cell, ...]:
-    texts = _labels(record, row, columns[0].key == "axis")
-    suffix = " (baseline)" if row.kind == "baseline" and row.label != "baseline" else ""
-    labels = [Cell(text) for text in (*texts[:-1], texts[-1] + suffix)]
-    shown = columns[len(labels) : len(labels) + len(best)]
-    numbers = [
-        _measure_cell(one, column.decimals, row.kind != "reference" and top is not None and indistinct(one.values, top))
-        for one, column, top in zip(row.measures, shown, best, strict=True)
+    record: Record, rows: list[Row], columns: tuple[Column, ...], headline: int, notes: list[tuple[str, ...]]
+) -> Iterator[tuple[Cell, ...]]:
+    """Yield the cells of each row; which of a column are the best is known once all rows are."""
+    several = columns[0].key == "axis"
+    shown = columns[1 + several :][: len(rows[0].measures)]
+    ranked = [row.kind != "reference" for row in rows]
+    marks = [
+        marked(
+            [row.measures[place] for row in rows],
+            [one and column.key.partition(".")[0] not in UNRANKED for one in ranked],
+        )
+        for place, column in enumerate(shown)
     ]
-    return (*labels, *numbers, *_comparison_cells(row, row.measures[headline], columns[-2].decimals))
+    for number, row in enumerate(rows):
+        texts = _labels(record, row, several)
+        suffix = " (baseline)" if row.kind == "baseline" and row.label != "baseline" else ""
+        labels = [Cell(text) for text in (*texts[:-1], texts[-1] + suffix)]
+        numbers = [
+            measure_cell(one, column.decimals, own[number], notes[number])
+            for one, column, own in zip(row.measures, shown, marks, strict=True)
+        ]
+        yield (*labels, *numbers, *comparison_cells(row, row.measures[headline], columns[-2].decimals))
 
 
-def _measure_cell(one: Measure, digits: int, tied: bool) -> Cell:
-    count = f" ({one.summary.n}/{len(one.runs)})" if one.missing else ""
-    runs = tuple(one.runs[seed] for seed in one.values)
-    notes = (f"{one.summary.n} of {len(one.runs)} results",) if one.missing else ()
-    if one.summary.mean is None:
-        return Cell(MISSING + count, None, ("missing",), notes)
-    marks = ("incomplete",) if one.missing else ("best",) if tied else ()
-    return Cell(_with_error(one.summary, digits) + count, one.summary.mean, marks, notes, runs)
-
-
-def _with_error(summary: Summary, digits: int) -> str:
-    text = _number(summary.mean or 0.0, digits)
-    if summary.sd is None:
-        return text
-    # A spread that rounds to 0 would read as none at all, so it keeps its first digit.
-    own = digits if not summary.sd or round(summary.sd, digits) else math.ceil(-math.log10(summary.sd))
-    return f"{text} ± {_number(summary.sd, own)}"
-
-
-def _comparison_cells(row: Row, one: Measure, digits: int) -> list[Cell]:
-    n = Cell(f"{one.summary.n}/{len(one.runs)}" if one.missing else str(one.summary.n), one.summary.n)
-    pair = row.comparison
-    if pair is None:
-        return [n, Cell(""), Cell("")]
-    if pair.difference is None:
-        return [n, Cell(MISSING, marks=("missing",)), Cell(MISSING, marks=("missing",))]
-    interval = (
-        "" if pair.low is None or pair.high is None else f" [{_signed(pair.low, digits)}, {_signed(pair.high, digits)}]"
-    )
-    fewer = pair.n < len(one.runs)
-    notes = [f"{pair.n} of {len(one.runs)} seeds in common with the baseline"] if fewer else []
-    count = f" (n = {pair.n})" if fewer else ""
-    if pair.n > 1 and pair.low is None:
-        notes.append("the differences are all equal, so there is no t interval")
-    text = _signed(pair.difference, digits) + interval + count
-    return [n, Cell(text, pair.difference, notes=tuple(notes)), Cell(_p_text(row.adjusted), row.adjusted)]
-
-
-def _number(value: float, digits: int) -> str:
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", MINUS)
-
-
-def _signed(value: float, digits: int) -> str:
-    return ("+" if round(value, digits) > 0 else "") + _number(value, digits)
-
-
-def _p_text(p: float | None) -> str:
-    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _caption(record: Record, rows: list[Row], columns: tuple[Column, ...], missing: int, planned: int) -> str:
+def _caption(record: Record, rows: list[Row], missing: int, planned: int) -> str:
     seeds = ", ".join(str(seed) for seed in record["seeds"])
     several = len(record["seeds"]) > 1
     context = "; ".join(f"{name} {value}" for name, value in record["context"].items())
     metric = column_title(*record["metric"].split(".", 1))
     parts = [
+        f"DRAFT: {missing} of {planned} results are missing ({MISSING}; n/N)." if missing else "",
         f"{record['title']}.",
         f"Mean ± standard deviation over n = {len(record['seeds'])} seeds ({seeds})."
         if several
@@ -359,8 +277,9 @@ def _caption(record: Record, rows: list[Row], columns: tuple[Column, ...], missi
         f"Difference: {metric} minus that of the baseline at the same seed"
         + (" with its paired 95 % t interval; p of the paired t-test," if several else "."),
         f"Holm-adjusted over the grid's {len(_comparisons(rows))} comparisons." if several else "",
-        "Bold: the highest mean, and every entry whose paired 95 % t interval to it contains 0." if several else "",
-        f"{missing} of {planned} results are missing ({MISSING}; n/N)." if missing else "",
+        "Bold: the highest mean, and every entry whose paired 95 % t interval to it contains 0; underlined: the next."
+        if several
+        else "",
         f"Unless the axis says otherwise: {context}.",
     ]
     return " ".join(part for part in parts if part)

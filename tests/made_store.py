@@ -19,11 +19,13 @@ def run_id(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
-def write_result(store: Path, run: str, seed: int, task: str, top1: float, images: int = 2000) -> None:
+def write_result(
+    store: Path, run: str, seed: int, task: str, top1: float, images: int = 2000, group: str = "0" * 12
+) -> None:
     """Write one result as a task writes it."""
     result = {
-        "run_id": run, "group_id": "0" * 12, "seed": seed, "task": task, "protocol": TASKS[task], "settings": {},
-        "metrics": {"top1": top1}, "cost": {"seconds": 2.0, "device": "cpu", "peak_memory": 1000},
+        "schema": 1, "run_id": run, "group_id": group, "seed": seed, "task": task, "protocol": TASKS[task],
+        "settings": {}, "metrics": {"top1": top1}, "cost": {"seconds": 2.0, "device": "cpu", "peak_memory": 1000},
         "inputs": {"data": "made", "train": 6000, "val": images},
         "provenance": {"commit": "c" * 40, "dirty": True, "versions": {}}, "created": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
@@ -45,14 +47,14 @@ def write_run(store: Path, run: str, steps: int, level: float) -> None:
 
 def cell(store: Path, label: str, value: Any, values: dict[str, list[float | None]], **more: Any) -> dict[str, Any]:
     """Write the runs of one cell (a value for every seed, None for a missing result); return its record."""
-    seeds = range(max(len(one) for one in values.values()))
+    seeds, group = range(max(len(one) for one in values.values())), run_id(label)
     runs = {str(seed): run_id(label, seed) for seed in seeds}
     for seed in seeds:
         write_run(store, runs[str(seed)], 0 if more.get("reference") else 60, 2.0 + int(runs["0"], 16) % 10 / 5)
         for task, top1 in values.items():
             if (number := top1[seed]) is not None:
-                write_result(store, runs[str(seed)], seed, task, number)
-    own = {"label": label, "axis": AXIS, "value": value, "baseline": False, "reference": False, "group_id": "0" * 12}
+                write_result(store, runs[str(seed)], seed, task, number, group=group)
+    own = {"label": label, "axis": AXIS, "value": value, "baseline": False, "reference": False, "group_id": group}
     own["point"] = {} if more.get("reference") else {AXIS: value}
     return {**own, "runs": runs, **more}
 
@@ -101,4 +103,17 @@ def crossed_grid(store: Path, axes: dict[str, Any], mode: str = "factorial", **m
     made = record([*cells, *more.pop("included", [])], mode=mode, axes=axes, baseline=points[0], **more)
     made["tasks"] = {"knn": TASKS["knn"]}
     write_grid(store, made)
+    return made
+
+
+def configured(store: Path, made: dict[str, Any]) -> dict[str, Any]:
+    """Write the configuration of every run of a grid over the number of groups, and return its record."""
+    from smog.config import compose, dump
+
+    special = {"untrained": ["optim.epochs=0"], "raw pixels": ["optim.epochs=0", "backbone=pixels"]}
+    for one in made["cells"]:
+        own = special.get(one["label"], [f"method.num_groups={one['value']}"])
+        for seed, run in one["runs"].items():
+            config = compose(["recipe=demo", f"seed={seed}", "data.fingerprint=abcdef012345", *own])
+            (store / run / "config.yaml").write_text(dump(config))
     return made

@@ -11,8 +11,9 @@ from made_store import AXIS, TASKS, cell, crossed_grid, made_grid, named_cell, r
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from reports.markup import to_html
 from reports.tables import grid_table, point_of
-from reports.writers import to_csv, to_html, to_json, to_latex, to_markdown
+from reports.writers import to_csv, to_json, to_latex, to_markdown
 from smog.errors import UsageError
 from smog.store import result_path
 
@@ -273,7 +274,8 @@ def test_latex_escapes(tmp_path):
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles(tmp_path):
     tables = to_latex(grid_table(tmp_path, made_grid(tmp_path))) + to_latex(hostile_table(tmp_path / "hostile"))
-    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + tables + "\\end{document}\n"
+    packages = "\\usepackage{booktabs,threeparttable}"
+    document = f"\\documentclass{{article}}{packages}\\begin{{document}}\n{tables}\\end{{document}}\n"
     (tmp_path / "t.tex").write_text(document)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=300)

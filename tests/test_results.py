@@ -31,7 +31,7 @@ def test_tidy_has_a_row_for_every_cell_seed_task_and_metric(tmp_path):
     [row] = [row for row in rows if (row["cell"], row["seed"], row["task"]) == ("100", 1, "linear")]
     assert row == {
         "grid": "num_groups", "cell": "100", AXIS: 100, "baseline": False, "reference": False, "seed": 1,
-        "run_id": run_id("100", 1), "group_id": "0" * 12, "task": "linear", "protocol": TASKS["linear"],
+        "run_id": run_id("100", 1), "group_id": run_id("100"), "task": "linear", "protocol": TASKS["linear"],
         "metric": "top1", "value": 51.7, "seconds": 2.0, "commit": "c" * 40, "dirty": True,
     }  # fmt: skip
     assert set(COLUMNS) | {AXIS} == set(row)

@@ -1,0 +1,149 @@
+"""What a report consists of before any of it is written: its sections, the runs behind them, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from reports.cells import Table
+from reports.commands import task_command, train_command
+from reports.evidence import Key, Result
+from reports.spent import Spent, spent
+from smog.config import load
+from smog.errors import UsageError
+from smog.identity import ingredients
+from smog.store import DONE, read_json
+
+NOT_SHOWN = ("seed", "schema", "code")  # of a group's configuration: the run says the first, its identity the others
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run behind a number. A stranger's checkpoint has no configuration, no seed and no command that trains it.
+
+    ``config``: every value that can change a result, by dotted name, but the seed; the same object for all seeds.
+    ``results`` and ``commands`` (what computes them): by task@protocol. ``training``: the file ``done``, empty where
+    the training is not finished. ``environment``: the file env.json.
+    """
+
+    run: str
+    group: str
+    seed: int | None
+    recipe: str
+    config: Mapping[str, Any]
+    command: str
+    results: Mapping[str, Result]
+    commands: Mapping[str, str]
+    training: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    spent: Spent
+
+    @cached_property
+    def seconds(self) -> float:
+        """Seconds of the training and of all results together."""
+        return sum((one["cost"]["seconds"] for one in self.results.values()), self.training.get("seconds", 0.0))
+
+    @property
+    def commit(self) -> str:
+        """The commit that the run was trained with, + where it had changes that were not committed; empty: unknown."""
+        commit = self.environment.get("commit") or ""
+        return f"{commit[:10]}+" if commit and self.environment.get("dirty") else commit[:10]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A planned result that the store lacks: where it would stand, and how its run stands (see reports/spent.py)."""
+
+    row: str
+    seed: int
+    run: str
+    task: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn figure: its files by kind (pdf, svg, png), and the digest of all that it shows."""
+
+    name: str
+    title: str
+    words: str
+    digest: str
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table with what belongs to it. ``name`` is that of its files, ``kind`` what its rows are: the cells of a grid,
+    or all runs of one task and protocol (paper). ``command`` computes it again; ``notes`` say what could not be drawn.
+    """
+
+    name: str
+    title: str
+    kind: Literal["grid", "paper"]
+    table: Table
+    command: str
+    runs: tuple[str, ...]
+    pictures: tuple[Picture, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """All sections, and every run behind them once, by id."""
+
+    sections: tuple[Section, ...]
+    runs: Mapping[str, Run]
+    dropped: Mapping[str, str] = field(default_factory=dict)  # run -> why it does not count
+
+    @property
+    def draft(self) -> bool:
+        """Whether any table lacks planned results."""
+        return any(section.table.draft for section in self.sections)
+
+
+class Runs:
+    """Reads runs, the configuration once a group: its seeds share it."""
+
+    def __init__(self, store: Path, results: Mapping[Key, Result]) -> None:
+        self.store = store
+        self._results: dict[str, dict[str, Result]] = {}
+        for (run, name), result in results.items():
+            self._results.setdefault(run, {})[name] = result
+        self._groups: dict[str, tuple[str, dict[str, Any], str]] = {}
+
+    def read(self, run: str, group: str, seed: int | None) -> Run:
+        """Return what the store knows of a run; of one that never started its id alone."""
+        folder, results = self.store / run, self._results.get(run, {})
+        recipe, config, command = self._group(folder, group)
+        return Run(
+            run, group, seed, recipe, config, command.replace("seed=?", f"seed={seed}"), results,
+            {name: task_command(result) for name, result in results.items()},
+            _optional(folder / DONE), _optional(folder / "env.json"), spent(folder),
+        )  # fmt: skip
+
+    def _group(self, folder: Path, group: str) -> tuple[str, dict[str, Any], str]:
+        path = folder / "config.yaml"
+        if group in self._groups:
+            return self._groups[group]
+        if not path.is_file():
+            return "", {}, ""
+        config = load(path)
+        command = train_command(config).replace(f" seed={config.seed}", " seed=?", 1)
+        values = {name: value for name, value in ingredients(config).items() if name not in NOT_SHOWN}
+        self._groups[group] = config.recipe, values, command
+        return self._groups[group]
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} holds no record; move it away and run the command again")
+    return found

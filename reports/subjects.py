@@ -1,0 +1,153 @@
+"""The subjects of the tables of tasks: what is worth standing beside each other, each with all its seeds.
+
+That is what a grid has as its baseline, as a reference, or on an axis with a name of its own (methods, weights), and
+what belongs to no grid; the other cells of grids stand in the grids' tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from reports.cells import Kind
+from reports.evidence import Result
+from reports.report import Run
+from reports.tables import Record
+
+KEYS = ("method", "backbone", "epochs", "batch", "crops", "recipe")
+NAMES = {"smog": "SMoG"}
+TOLD = ("smog", "train", "recipe=", "seed=", "data", "backbone=", "optim.epochs=", "optim.batch=")  # told elsewhere
+
+
+@dataclass
+class Subject:
+    """A configuration in all its seeds: what it is called, its run of every seed, and which results were planned."""
+
+    label: str
+    kind: Kind
+    words: tuple[str, ...]  # of the columns KEYS
+    runs: dict[int, Run] = field(default_factory=dict)
+    wanted: set[str] = field(default_factory=set)  # task@protocol that a grid has for it
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The values that all its seeds share, as the first that has begun tells them."""
+        return next((run.config for run in self.runs.values() if run.config), {})
+
+    def results(self, name: str) -> dict[int, Result]:
+        """Return its results of task@protocol by seed."""
+        return {seed: run.results[name] for seed, run in self.runs.items() if name in run.results}
+
+    def planned(self, name: str) -> dict[int, Run]:
+        """Return the runs that have, or should have, a result of task@protocol."""
+        return self.runs if name in self.wanted else {seed: self.runs[seed] for seed in self.results(name)}
+
+    @cached_property
+    def untrained(self) -> bool:
+        """Whether it is a network as it was initialised."""
+        return not self.config.get("optim.epochs", 1)
+
+    @cached_property
+    def network(self) -> tuple[str, ...]:
+        """What network it is and what it saw, as text to compare."""
+        return tuple(
+            f"{key}={value}" for key, value in sorted(self.config.items()) if key.startswith(("backbone", "data."))
+        )
+
+
+def subjects_of(records: Iterable[Record], runs: Mapping[str, Run]) -> list[Subject]:
+    """Return all subjects, references first; what two grids share stands once."""
+    found: dict[str, Subject] = {}
+    hidden: set[str] = set()  # cells that stand in their grid's table alone
+    for record in records:
+        wanted = {f"{task}@{protocol}" for task, protocol in record["tasks"].items()}
+        for cell in record["cells"]:
+            members = {int(seed): runs[run] for seed, run in cell["runs"].items()}
+            if not (cell["baseline"] or cell["reference"] or _named(cell)):
+                hidden.add(cell["group_id"])
+                continue
+            one = found.setdefault(cell["group_id"], _subject(cell["label"], cell, members))
+            one.runs |= _once(members)
+            one.wanted |= wanted
+    for group, members in _others(runs, {*found, *hidden}):
+        found[group] = _subject("", None, members)
+    return sorted(_distinct(found.values()), key=_place)
+
+
+def _distinct(found: Iterable[Subject]) -> Iterator[Subject]:
+    """Yield the subjects, of untrained networks each once: what they would have been trained with is of no meaning."""
+    seen = set()
+    for one in sorted(found, key=lambda one: -len(one.runs)):
+        key = (one.words[0], one.network)
+        if not one.untrained or key not in seen:
+            yield one
+        if one.untrained:
+            seen.add(key)
+
+
+def _named(cell: Record) -> bool:
+    """Say whether a cell lies on an axis with a name of its own: a key of the configuration has a dot."""
+    return cell["axis"] is not None and "." not in cell["axis"]
+
+
+def _once(members: Mapping[int, Run]) -> dict[int, Run]:
+    """Return the members without the repetitions of a run that serves several seeds."""
+    once: dict[int, Run] = {}
+    for seed in sorted(members):
+        if members[seed].run not in {run.run for run in once.values()}:
+            once[seed] = members[seed]
+    return once
+
+
+def _others(runs: Mapping[str, Run], known: set[str]) -> Iterator[tuple[str, dict[int, Run]]]:
+    """Yield what belongs to no grid: the seeds of a group, or a stranger's checkpoint by itself."""
+    groups: dict[str, dict[int, Run]] = {}
+    for run in runs.values():
+        if run.results and run.group not in known:
+            groups.setdefault(run.group or run.run, {})[run.seed or 0] = run
+    yield from sorted(groups.items())
+
+
+def _subject(label: str, cell: Record | None, members: Mapping[int, Run]) -> Subject:
+    first = next((run for run in members.values() if run.config), next(iter(members.values())))
+    reference = bool(cell and cell["reference"])
+    method = label if reference or (cell and _named(cell)) else _method(first)
+    words = (method, *_words(first))
+    method, backbone, epochs, batch, crops, recipe = words
+    trained = (f"{epochs} epochs", f"batch {batch}", crops) if batch else ()
+    spoken = ", ".join(filter(None, (method, backbone, *trained, recipe)))
+    return Subject(spoken, "reference" if reference else "cell", words, _once(members))
+
+
+def _method(run: Run) -> str:
+    if not run.config:
+        return next((str(one["checkpoint"]["id"]) for one in run.results.values() if "checkpoint" in one), run.run)
+    if not run.config.get("optim.epochs"):
+        return "untrained"
+    name = str(run.config.get("method.name", ""))
+    return NAMES.get(name, name)
+
+
+def _words(run: Run) -> tuple[str, ...]:
+    """Return the words of a run's row: backbone, epochs, batch, crops, and the recipe with what differs from it."""
+    config = run.config
+    if not config:
+        return ("", "", "", "", "")
+    crops = f"{config['views.global_crops']}x{config['views.size']}"
+    if config.get("views.local_crops"):
+        crops += f" + {config['views.local_crops']}x{config['views.local_size']}"
+    trained = bool(config["optim.epochs"])
+    shown = (f"{config['optim.epochs']:g}", str(config["optim.batch"]), crops) if trained else ("0", "", "")
+    return (str(config["backbone.name"]), *shown, ", ".join([run.recipe, *(_changes(run) if trained else ())]))
+
+
+def _changes(run: Run) -> Sequence[str]:
+    """Return in short words what a run's command sets beside its recipe and what has a column of its own."""
+    changes = [word.strip("'").partition("=") for word in run.command.split() if not word.startswith(TOLD)]
+    return [f"{key.rpartition('.')[2]} {value}" for key, _, value in changes]
+
+
+def _place(subject: Subject) -> tuple[Any, ...]:
+    return not subject.untrained, subject.words[1], subject.words[0], subject.words[2:]
