@@ -61,13 +61,14 @@ def _base(choices: tuple[str, ...]) -> Base:
 
 def _flat(config: Config) -> dict[str, Any]:
     """Return the scientific values by dotted name, the free keys of a dictionary each by its own."""
-    return dict(_leaves(as_dict(config, science_only=True)))
+    return dict(leaves(as_dict(config, science_only=True)))
 
 
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested dictionaries with their dotted names."""
     for name, value in content.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
@@ -97,7 +98,7 @@ def task_command(result: Mapping[str, Any]) -> str:
 def _chosen(task: str, own: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     """Return the options of a task's groups that leave the fewest settings to be named, group by group, and those."""
     schema = TASKS[task]
-    values = dict(_leaves({name: value for name, value in own.items() if name not in ("fingerprint", "data")}))
+    values = dict(leaves({name: value for name, value in own.items() if name not in ("fingerprint", "data")}))
     choices: dict[str, str] = {}
     for group in schema.GROUPS:
         tried = [choices | {group: option} for option in options(group, schema.FOLDER)]
@@ -115,6 +116,6 @@ def _usual(task: str, choices: tuple[str, ...]) -> dict[str, Any]:
     """Return what a task's files say with these options of their groups."""
     schema = TASKS[task]
     try:
-        return dict(_leaves(compose_raw(schema.FOLDER, task, choices, schema, schema.GROUPS)))
+        return dict(leaves(compose_raw(schema.FOLDER, task, choices, schema, schema.GROUPS)))
     except UsageError:
         return {}

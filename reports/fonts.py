@@ -53,8 +53,8 @@ def _cut(whole: Path, small: Path) -> None:
     write_atomically(small, font.save)
 
 
-@cache
 def _whole() -> FT2Font:
+    """Return the whole font, as matplotlib keeps it: anew in a forked process, as that shares the file's position."""
     return font_manager.get_font(font_manager.findfont(WHOLE))
 
 

@@ -14,7 +14,7 @@ from matplotlib.transforms import ScaledTranslation
 from reports import fonts
 from reports.panels import arrange, name_places, new_axes
 from reports.plots import BLUE, GREY, INK, ORANGE, PAPER, style
-from reports.tables import Record, Row, Table, column_title
+from reports.tables import UNRANKED, Record, Row, Table, column_title
 
 WIDE = 20  # from this span on, numbers stand on a logarithmic axis
 CROWD = 6  # with more names than this a panel takes the whole width
@@ -75,7 +75,8 @@ def metric_figure(table: Table, record: Record) -> Figure:
         axes = new_axes(figure, len(panels))
         for ax, panel in zip(axes, panels, strict=True):
             _draw_panel(ax, panel)
-            _draw_references(ax, [row for row in table.rows if row.kind == "reference"], panel.place)
+            references = [row for row in table.rows if row.kind == "reference" and _comparable(row, panel.place)]
+            _draw_references(ax, references, panel.place)
         arrange(figure, axes, across, HEIGHT, _key(table))
     return figure
 
@@ -196,6 +197,11 @@ def _draw_kind(ax: Axes, cells: Sequence[tuple[float, Any]], colour: str, mark: 
         if means:
             ax.plot([x for x, _ in means], [mean for _, mean in means], mark, ms=4.5 if mark == "o" else 4,
                     mec=colour, mfc=PAPER if hollow else colour, zorder=4)  # fmt: skip
+
+
+def _comparable(row: Row, place: int) -> bool:
+    """Say whether a reference is worth a line: the RankMe of raw pixels would leave the cells no room."""
+    return row.measures[place].task not in UNRANKED
 
 
 def _draw_references(ax: Axes, rows: Sequence[Row], place: int) -> None:

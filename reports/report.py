@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reports.cells import Table
-from reports.commands import task_command, train_command
+from reports.commands import leaves, task_command, train_command
 from reports.evidence import Key, Result
 from reports.spent import Spent, spent
-from smog.config import load
+from smog.config import load, read_yaml
 from smog.errors import UsageError
 from smog.identity import ingredients
 from smog.store import DONE, read_json
@@ -133,10 +133,15 @@ class Runs:
             return self._groups[group]
         if not path.is_file():
             return "", {}, ""
-        config = load(path)
-        command = train_command(config).replace(f" seed={config.seed}", " seed=?", 1)
-        values = {name: value for name, value in ingredients(config).items() if name not in NOT_SHOWN}
-        self._groups[group] = config.recipe, values, command
+        try:
+            config = load(path)
+        except UsageError:  # of another version of the suite, whose keys were others: shown as it is
+            values = dict(leaves(read_yaml(path)))
+            self._groups[group] = str(values.pop("recipe", "")), values, ""
+        else:
+            command = train_command(config).replace(f" seed={config.seed}", " seed=?", 1)
+            values = {name: value for name, value in ingredients(config).items() if name not in NOT_SHOWN}
+            self._groups[group] = config.recipe, values, command
         return self._groups[group]
 
 

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from reports import fonts
 from reports.metric import MARKS, WIDE, full_name
 from reports.panels import arrange, name_places, new_axes, plain_numbers
-from reports.plots import BLUE, GREY, INK, ORANGE, style
+from reports.plots import BLUE, INK, ORANGE, style
 from reports.stats import Measure
 from reports.tables import Record, Results, Row, Table, column_title, measure, read_results
 from smog.store import read_json
@@ -111,7 +111,7 @@ def rankme_cloud(store: Path, record: Record, table: Table, results: Results | N
     if results is None:
         results = read_results(store, record | {"tasks": {"diagnostics": record["tasks"]["diagnostics"]}})
     ranks = {run: float(value) for cell in record["cells"] for run, value in _ranks(record, cell, results)}
-    rows = [row for row in table.rows if row.kind in (*MARKS, "reference")]
+    rows = [row for row in table.rows if row.kind in MARKS]  # other networks, raw pixels say, have ranks far from these
     pairs = [(one.task, one.metric) for one in rows[0].measures]
     place = pairs.index(("linear", "top1")) if ("linear", "top1") in pairs else table.headline
     spots = _spots(rows, place, ranks)
@@ -126,10 +126,10 @@ def _ranks(record: Record, cell: Record, results: Results) -> list[tuple[str, fl
 
 
 def _correlation(spots: Sequence[Spot]) -> str:
-    """Return Spearman's rank correlation over the cells in words; the references are other models, and stay out."""
+    """Return Spearman's rank correlation over the cells in words."""
     from scipy.stats import spearmanr  # here, because it takes long to import and few grids need it
 
-    means = [spot.mean for spot in spots if spot.kind != "reference"]
+    means = [spot.mean for spot in spots]
     across, up = {x for x, _ in means}, {y for _, y in means}
     if len(means) < 3 or len(across) < 2 or len(up) < 2:
         return f"{len(means)} cells are too few, or too equal, for a rank correlation"
@@ -143,7 +143,6 @@ def scatter_words(cloud: Cloud) -> str:
     words = f"{cloud.y} over {cloud.x}: every seed as a small open mark, the mean of a cell as a large one"
     words = words if several else f"{cloud.y} over {cloud.x}: one seed a cell"
     words += "; the baseline as a diamond in orange" if any(spot.kind == "baseline" for spot in cloud.spots) else ""
-    words += "; references as grey squares" if any(spot.kind == "reference" for spot in cloud.spots) else ""
     if cloud.front and len(best := front(cloud.spots)) == 1:
         words += f"; none is better than {fonts.legible(best[0].label)}, and none costs less"
     elif cloud.front:
@@ -152,7 +151,7 @@ def scatter_words(cloud: Cloud) -> str:
     return ". ".join([words, *cloud.notes]) + "."
 
 
-LOOKS = {"cell": ("o", BLUE), "baseline": ("D", ORANGE), "reference": ("s", GREY)}
+LOOKS = {"cell": ("o", BLUE), "baseline": ("D", ORANGE)}
 
 
 def scatter_figure(cloud: Cloud) -> Figure:
@@ -213,7 +212,7 @@ def _scale(ax: Axes, values: Sequence[float]) -> None:
 
 def _key(cloud: Cloud) -> list[Line2D]:
     kinds = {spot.kind for spot in cloud.spots}
-    names = {"cell": "mean of a cell", "baseline": "baseline", "reference": "reference"}
+    names = {"cell": "mean of a cell", "baseline": "baseline"}
     marks = [Line2D([], [], marker=LOOKS[kind][0], ls="none", ms=4.5, color=LOOKS[kind][1], label=name)
              for kind, name in names.items() if kind in kinds]  # fmt: skip
     if any(len(spot.seeds) > 1 for spot in cloud.spots):

@@ -18,6 +18,7 @@ from reports.tables import Record
 
 KEYS = ("method", "backbone", "epochs", "batch", "crops", "recipe")
 NAMES = {"smog": "SMoG"}
+NEEDED = ("backbone.name", "optim.epochs", "optim.batch", "views.global_crops", "views.size")
 TOLD = ("smog", "train", "recipe=", "seed=", "data", "backbone=", "optim.epochs=", "optim.batch=")  # told elsewhere
 
 
@@ -133,8 +134,8 @@ def _method(run: Run) -> str:
 def _words(run: Run) -> tuple[str, ...]:
     """Return the words of a run's row: backbone, epochs, batch, crops, and the recipe with what differs from it."""
     config = run.config
-    if not config:
-        return ("", "", "", "", "")
+    if any(key not in config for key in NEEDED):  # a stranger's, or of another version of the suite
+        return "", "", "", "", run.recipe
     crops = f"{config['views.global_crops']}x{config['views.size']}"
     if config.get("views.local_crops"):
         crops += f" + {config['views.local_crops']}x{config['views.local_size']}"

@@ -244,6 +244,13 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
 
 def load(path: Path) -> Config:
     """Read the config.yaml of a run back."""
+    config = build(Config, read_yaml(path))
+    validate(config)
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read what a config.yaml says, whatever its keys."""
     import yaml
 
     try:
@@ -253,9 +260,7 @@ def load(path: Path) -> Config:
         raise UsageError(f"{path} can't be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds no configuration")
-    config = build(Config, values)
-    validate(config)
-    return config
+    return values
 
 
 def dump(config: Config) -> str:

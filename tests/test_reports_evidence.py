@@ -5,6 +5,7 @@ import pytest
 from made_store import AXIS, TASKS, cell, made_grid, record, run_id, write_result
 
 from reports.build import main
+from reports.collect import collect
 from reports.evidence import read_results
 from reports.tables import grid_table
 from smog.config import compose, dump
@@ -128,3 +129,16 @@ def test_a_run_folder_without_results_is_no_result(store):
     (store / run_id("new") / "results").mkdir()
     (store / run_id("new") / "results" / ".knn@x.json.12.tmp").write_text("{")
     assert len(read_results(store)) == 36
+
+
+def test_a_run_of_another_version_keeps_its_values_and_has_no_command(store):
+    path = store / run_id("300", 0) / "config.yaml"
+    path.write_text("recipe: old\nmethod: {num_groups: 300, gone: true}\n")
+    run = collect(store, ()).report.runs[run_id("300", 0)]
+    assert (run.recipe, run.config, run.command) == ("old", {"method.num_groups": 300, "method.gone": True}, "")
+
+
+def test_a_configuration_that_is_no_yaml_is_named(store, tmp_path, capsys):
+    path = store / run_id("300", 0) / "config.yaml"
+    path.write_text("a: [")
+    refused(store, tmp_path / "out", capsys, path, "can't be read")
