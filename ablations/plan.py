@@ -8,7 +8,7 @@ from typing import Any
 
 from ablations.grid import Grid, Point, load_grid, points
 from ablations.work import Job
-from smog.config import GROUPS, Base
+from smog.config import GROUPS, Base, backbone_name, crops_of
 from smog.data.sources import fingerprint
 from smog.errors import UsageError
 from smog.identity import digest, group_id, run_id
@@ -82,13 +82,14 @@ class Plan:
 
     def _context(self) -> dict[str, Any]:
         config = self.baseline.configs[self.grid.seeds[0]]
+        views = config.views
         return {
             "recipe": config.recipe,
             "data": config.data.name,
-            "backbone": config.backbone.name,
+            "backbone": backbone_name(config.backbone),
             "epochs": config.optim.epochs,
             "batch": config.optim.batch,
-            "crops": f"2x{config.views.size}",
+            "crops": crops_of(views.global_crops, views.size, views.local_crops, views.local_size),
         }
 
 

@@ -13,9 +13,9 @@ from reports.stats import Summary
 
 IMAGENET = (1_281_167, 50_000)  # images of train and val
 CIFAR10 = (50_000, 10_000)
-BACKBONES = {
-    "resnet50": "ResNet-50", "swin_tiny_patch4_window7_224": "Swin-T", "vit_small_patch16_224": "ViT-S",
-    "deit_small_patch16_224": "ViT-S",
+BACKBONES = {  # ours by the names in papers
+    "resnet18": "ResNet-18", "resnet18_small": "ResNet-18 (3x3 stem)", "resnet50": "ResNet-50", "swin_tiny": "Swin-T",
+    "deit_small": "ViT-S",
 }  # fmt: skip
 
 
@@ -31,7 +31,8 @@ class Rival:
 
     def of(self, words: Sequence[str]) -> bool:
         """Say whether a subject of ours is the same method, backbone and length of training."""
-        return tuple(words[:3]) == self.words[:3]
+        method, backbone, epochs = words[:3]
+        return (method, BACKBONES.get(backbone, backbone), epochs) == self.words[:3]
 
 
 def rivals_of(task: str, result: Result, config: Mapping[str, Any]) -> list[Rival]:

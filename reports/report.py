@@ -12,7 +12,7 @@ from reports.cells import Table
 from reports.commands import leaves, task_command, train_command
 from reports.evidence import Key, Result
 from reports.spent import Spent, spent
-from smog.config import load, read_yaml
+from smog.config import backbone_name, load, read_yaml
 from smog.errors import UsageError
 from smog.identity import ingredients
 from smog.store import DONE, read_json
@@ -25,6 +25,7 @@ class Run:
     """A run behind a number. A stranger's checkpoint has no configuration, no seed and no command that trains it.
 
     ``config``: every value that can change a result, by dotted name, but the seed; the same object for all seeds.
+    ``backbone``: by which name it is chosen.
     ``results`` and ``commands`` (what computes them): by task@protocol. ``training``: the file ``done``, empty where
     the training is not finished. ``environment``: the file env.json.
     """
@@ -33,6 +34,7 @@ class Run:
     group: str
     seed: int | None
     recipe: str
+    backbone: str
     config: Mapping[str, Any]
     command: str
     results: Mapping[str, Result]
@@ -115,34 +117,45 @@ class Runs:
         self._results: dict[str, dict[str, Result]] = {}
         for (run, name), result in results.items():
             self._results.setdefault(run, {})[name] = result
-        self._groups: dict[str, tuple[str, dict[str, Any], str]] = {}
+        self._groups: dict[str, _Group] = {}
 
     def read(self, run: str, group: str, seed: int | None) -> Run:
         """Return what the store knows of a run; of one that never started its id alone."""
         folder, results = self.store / run, self._results.get(run, {})
-        recipe, config, command = self._group(folder, group)
+        own = self._group(folder, group)
+        command = own.command.replace("seed=?", f"seed={seed}")
         return Run(
-            run, group, seed, recipe, config, command.replace("seed=?", f"seed={seed}"), results,
+            run, group, seed, own.recipe, own.backbone, own.config, command, results,
             {name: task_command(result) for name, result in results.items()},
             _optional(folder / DONE), _optional(folder / "env.json"), spent(folder),
         )  # fmt: skip
 
-    def _group(self, folder: Path, group: str) -> tuple[str, dict[str, Any], str]:
+    def _group(self, folder: Path, group: str) -> _Group:
         path = folder / "config.yaml"
-        if group in self._groups:
-            return self._groups[group]
-        if not path.is_file():
-            return "", {}, ""
-        try:
-            config = load(path)
-        except UsageError:  # of another version of the suite, whose keys were others: shown as it is
-            values = dict(leaves(read_yaml(path)))
-            self._groups[group] = str(values.pop("recipe", "")), values, ""
-        else:
-            command = train_command(config).replace(f" seed={config.seed}", " seed=?", 1)
-            values = {name: value for name, value in ingredients(config).items() if name not in NOT_SHOWN}
-            self._groups[group] = config.recipe, values, command
+        if group not in self._groups:
+            if not path.is_file():
+                return _Group()
+            self._groups[group] = _read_group(path)
         return self._groups[group]
+
+
+@dataclass(frozen=True)
+class _Group:
+    recipe: str = ""
+    backbone: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+
+
+def _read_group(path: Path) -> _Group:
+    try:
+        config = load(path)
+    except UsageError:  # of another version of the suite, whose keys were others: shown as it is
+        values = dict(leaves(read_yaml(path)))
+        return _Group(str(values.pop("recipe", "")), str(values.get("backbone.name", "")), values)
+    command = train_command(config).replace(f" seed={config.seed}", " seed=?", 1)
+    values = {name: value for name, value in ingredients(config).items() if name not in NOT_SHOWN}
+    return _Group(config.recipe, backbone_name(config.backbone), values, command)
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from reports.cells import Kind
 from reports.evidence import Result
 from reports.report import Run
 from reports.tables import Record
+from smog.config import crops_of
 
 KEYS = ("method", "backbone", "epochs", "batch", "crops", "recipe")
 NAMES = {"smog": "SMoG"}
-NEEDED = ("backbone.name", "optim.epochs", "optim.batch", "views.global_crops", "views.size")
+CROPS = ("views.global_crops", "views.size", "views.local_crops", "views.local_size")
+NEEDED = ("optim.epochs", "optim.batch", *CROPS)
 TOLD = ("smog", "train", "recipe=", "seed=", "data", "backbone=", "optim.epochs=", "optim.batch=")  # told elsewhere
 
 
@@ -136,12 +138,10 @@ def _words(run: Run) -> tuple[str, ...]:
     config = run.config
     if any(key not in config for key in NEEDED):  # a stranger's, or of another version of the suite
         return "", "", "", "", run.recipe
-    crops = f"{config['views.global_crops']}x{config['views.size']}"
-    if config.get("views.local_crops"):
-        crops += f" + {config['views.local_crops']}x{config['views.local_size']}"
+    crops = crops_of(*(config[key] for key in CROPS))
     trained = bool(config["optim.epochs"])
     shown = (f"{config['optim.epochs']:g}", str(config["optim.batch"]), crops) if trained else ("0", "", "")
-    return (str(config["backbone.name"]), *shown, ", ".join([run.recipe, *(_changes(run) if trained else ())]))
+    return (run.backbone, *shown, ", ".join([run.recipe, *(_changes(run) if trained else ())]))
 
 
 def _changes(run: Run) -> Sequence[str]:

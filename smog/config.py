@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 from smog.errors import UsageError, nearest
 from smog.identity import as_dict
 from smog.limits import validate
-from smog.schema import Config
+from smog.schema import Backbone, Config
 
 CONF = Path(__file__).parent / "conf"
 GROUPS = ("recipe", "data", "backbone", "method")
@@ -103,6 +103,26 @@ def _put(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
 def options(group: str, folder: Path = CONF) -> list[str]:
     """Return the names that a config group offers, such as the recipes."""
     return sorted(path.stem for path in (folder / group).glob("*.yaml"))
+
+
+@functools.cache
+def _networks() -> dict[str, dict[str, Any]]:
+    """Return what the files of the group backbone say, by the names by which they are chosen."""
+    return {name: read_yaml(CONF / "backbone" / f"{name}.yaml") for name in options("backbone")}
+
+
+def backbone_name(backbone: Backbone) -> str:
+    """Return by which name a backbone is chosen, ``resnet10_small`` say; that of timm where no file has its values.
+
+    timm's own name would promise more: a ResNet of four narrow blocks is a ``resnet18`` with arguments there.
+    """
+    own = {"name": backbone.name, "stem_stride": backbone.stem_stride, "args": dict(backbone.args)}
+    return next((name for name, values in _networks().items() if values == own), f"{backbone.name} with arguments")
+
+
+def crops_of(global_crops: int, size: int, local_crops: int, local_size: int) -> str:
+    """Return what crops a recipe takes, as papers write it: ``2x224 + 6x96``."""
+    return f"{global_crops}x{size}" + (f" + {local_crops}x{local_size}" if local_crops else "")
 
 
 def compose_raw(

@@ -23,7 +23,7 @@ def shown(table):
     return {row.label: [cell.text for cell in row.cells] for row in table.rows}
 
 
-TRAINED = "SMoG, resnet18, 5.5 epochs, batch 128, 2x32, demo"
+TRAINED = "SMoG, resnet10_small, 5.5 epochs, batch 128, 2x32, demo"
 
 
 def test_the_baseline_and_the_references_stand_in_the_tables_of_tasks(store):
@@ -32,7 +32,7 @@ def test_the_baseline_and_the_references_stand_in_the_tables_of_tasks(store):
     table = report.sections[1].table
     assert [row.kind for row in table.rows] == ["reference", "reference", "cell", "delta"]
     rows = shown(table)
-    assert rows[TRAINED] == ["SMoG", "resnet18", "5.5", "128", "2x32", "demo", "45.8 ± 0.6", "3"]
+    assert rows[TRAINED] == ["SMoG", "resnet10_small", "5.5", "128", "2x32", "demo", "45.8 ± 0.6", "3"]
     assert table.title == "k-NN, garments"
     assert "6,000 training images, 2,000 images for the number" in table.caption
 
@@ -122,7 +122,7 @@ def test_a_rival_of_the_very_subject_gives_the_gap(store, monkeypatch):
     from reports import paper
     from reports.published import Rival
 
-    words = ("SMoG", "resnet18", "5.5", "", "", "theirs")
+    words = ("SMoG", "resnet10_small", "5.5", "", "", "theirs")
     rival = Rival("SMoG", words, {"top1": 46.0}, "a paper: reported", exact=True)
     monkeypatch.setattr(paper, "rivals_of", lambda *_: [rival])
     table = table_of(store)

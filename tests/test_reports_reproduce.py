@@ -75,7 +75,7 @@ def test_failed_attempts_count_as_runs_and_as_waste(store):
 
 def test_the_model_index_is_yaml_of_the_tables_numbers(store):
     [model] = yaml.safe_load(to_model_index(collect(store, ()).report))["model-index"]
-    assert model["name"].startswith("SMoG, resnet18")
+    assert model["name"].startswith("SMoG, resnet10_small")
     first = next(one for one in model["results"] if one["task"]["name"] == "k-NN, garments")
     assert first["dataset"] == {"type": "garments", "name": "garments", "revision": "made"}
     assert first["metrics"][0]["type"] == "accuracy"
