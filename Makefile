@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 
 # A grid over the number of groups on the embedded images, then its report.
 demo: $(INSTALLED)
-	$(BIN)/python ablations/run.py grid=num_groups recipe=demo store=runs
+	$(BIN)/python ablations/run.py grid=num_groups recipe=demo store=runs tasks=[knn,linear,diagnostics]
 	$(BIN)/python reports/build.py store=runs out=reports/output
 
 test: $(INSTALLED)

@@ -69,7 +69,8 @@ def metric_figure(table: Table, record: Record) -> Figure:
     """Draw each measure over each axis: every seed, the mean, its t interval, and the reference rows as lines."""
     panels = panels_of(table, record)
     with style() as venue:
-        across = 1 if any(panel.crowded for panel in panels) else min(2, venue.across(len(panels)))
+        most = 3 if len(panels) == 3 and all(panel.numeric for panel in panels) else 2  # names need more room
+        across = 1 if any(panel.crowded for panel in panels) else min(most, venue.across(len(panels)))
         alone = len(panels) == 1 and not panels[0].crowded
         figure = Figure(figsize=(venue.column if alone else venue.text, 1))
         axes = new_axes(figure, len(panels))
@@ -155,7 +156,7 @@ def _draw_panel(ax: Axes, panel: Panel) -> None:
     if panel.numeric:
         ax.set_xscale("log")
         edge = (max(panel.positions) / min(panel.positions)) ** 0.09
-        ax.set_xlim(min(panel.positions) / edge, max(panel.positions) * edge**1.6)
+        ax.set_xlim(min(panel.positions) / edge, max(panel.positions) * edge**2.5)
     else:
         ax.set_xlim(-0.5, len(panel.values) - 0.25)
     draw_cells(ax, panel.positions, panel.rows, panel.place)

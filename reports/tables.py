@@ -23,7 +23,7 @@ Dropped = Mapping[str, str]  # run -> why it does not count
 FIELDS = ("grid", "id", "title", "command", "mode", "axes", "baseline", "seeds", "metric", "tasks", "cells", "context")
 TASKS = {
     "knn": "k-NN", "linear": "linear", "finetune": "fine-tuned", "semi": "semi-supervised", "coco": "detection",
-    "ade20k": "segmentation", "supervised": "supervised", "diagnostics": "diagnostics",
+    "ade20k": "segmentation", "supervised": "supervised", "diagnostics": "",
 }  # fmt: skip
 METRICS = {
     "top1": "top-1 (%)", "top5": "top-5 (%)", "box_ap": "box AP", "box_ap50": "box AP50", "box_ap75": "box AP75",
@@ -228,7 +228,7 @@ def _number_columns(rows: list[Row], wanted: list[tuple[str, str]], headline: in
 
 def column_title(task: str, metric: str) -> str:
     """Return the words for a metric of a task, such as ``k-NN top-1 (%)``."""
-    return f"{TASKS.get(task, task)} {METRICS.get(metric, metric)}"
+    return f"{TASKS.get(task, task)} {METRICS.get(metric, metric)}".strip()
 
 
 def _labels(record: Record, row: Row, several: bool) -> list[str]:
