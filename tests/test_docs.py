@@ -70,6 +70,8 @@ def small(words: list[str], place: Path) -> list[str]:
     words = [run if word == "RUN" else word.replace("=DIR", f"={place / 'images'}") for word in words]
     words = [re.sub(r"(\w+):DIR", rf"\1:{place}/\1", word) for word in words]
     words = [f"{place}/{word}" if word in (*WEIGHTS, "classes.txt") else word for word in words]
+    if "grid=groups_and_momentum" in words:  # 31 runs of what other grids on these pages run as well
+        words += ["action=plan"]
     if "grid=fidelity" in words:  # minutes even at this size; its cells run in the tests of the method
         words += ["action=plan", "method.num_groups=50", "recipe=smoke"]
         return [word for word in words if not word.startswith(("recipe=cifar", "store="))]
@@ -91,6 +93,8 @@ def test_a_shown_command_runs(command: str, place: Path, capsys: pytest.CaptureF
         code = smog([*words, store, *(SMALL if words[0] == "train" else [])])
     elif words[0] == "ablations/run.py":
         more = [] if "recipe=smoke" in words else [*SMALL, "seeds=[0]"]
+        if "grid=methods" in words:  # smoke has the predictor, and no balance, as one of its cells
+            more += ["method.predictor=none"]
         if "grid=detection" in words:
             more += ["coco.engine=torchvision", *(f"coco.{override}" for override in DETECTOR)]
         if {"grid=segmentation", "tasks=[ade20k]"} & set(words):
