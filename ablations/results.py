@@ -12,7 +12,8 @@ from typing import Any
 
 from reports.stats import EFFECT, POWER, Paired, pooled_sd, seeds_needed
 from reports.tables import Record, Results, Table, grid_table, in_order, point_of, read_results, runs_of
-from reports.writers import to_dict, to_markdown
+from reports.writers import to_dict
+from reports.writers import to_text as table_text
 
 COLUMNS = (
     "grid", "cell", "baseline", "reference", "seed", "run_id", "group_id", "task", "protocol", "metric", "value",
@@ -23,7 +24,7 @@ COLUMNS = (
 def to_text(store: Path, record: Record) -> str:
     """Return the grid's table for people, and with how many seeds it could see a difference."""
     table = grid_table(store, record)
-    return f"{to_markdown(table)}\n{power_line(table)}\n"
+    return f"{table_text(table)}\n{power_line(table)}\n"
 
 
 def to_json(store: Path, record: Record, **more: Any) -> str:

@@ -22,10 +22,19 @@ TAG = re.compile("<(?=[a-zA-Z/!?])")  # what Markdown would take for HTML; "< 0.
 
 
 def to_markdown(table: Table) -> str:
-    """Draw the table as Markdown, which is also its text for a terminal."""
+    """Draw the table as Markdown."""
+    return _pipes(table, "<ins>{}</ins>", "<sup>{}</sup>")
+
+
+def to_text(table: Table) -> str:
+    """Draw the table for a terminal: Markdown without tags."""
+    return _pipes(table, "_{}_", " [{}]")
+
+
+def _pipes(table: Table, second: str, note: str) -> str:
     from tabulate import tabulate
 
-    rows = [[_markdown(table, cell) for cell in row.cells] for row in table.rows]
+    rows = [[_marked(table, cell, second, note) for cell in row.cells] for row in table.rows]
     titles = [plain(column.title) for column in table.columns]
     sides = ["left" if column.text else "right" for column in table.columns]
     drawn = tabulate(rows, titles, tablefmt="pipe", disable_numparse=True, colalign=sides)
@@ -33,10 +42,10 @@ def to_markdown(table: Table) -> str:
     return f"{drawn}\n\n{plain(table.caption)}\n{notes}".rstrip() + "\n"
 
 
-def _markdown(table: Table, cell: Cell) -> str:
+def _marked(table: Table, cell: Cell, second: str, note: str) -> str:
     text = plain(cell.text)
-    text = f"**{text}**" if BOLD in cell.marks else f"<ins>{text}</ins>" if SECOND in cell.marks else text
-    return text + "".join(f"<sup>{number}</sup>" for number in table.numbers(cell))
+    text = f"**{text}**" if BOLD in cell.marks else second.format(text) if SECOND in cell.marks else text
+    return text + "".join(note.format(number) for number in table.numbers(cell))
 
 
 def plain(text: str) -> str:

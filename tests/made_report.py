@@ -89,6 +89,8 @@ def write(folder: Path, report: Report, page: bytes) -> Path:
         for picture in one.pictures:
             for kind, content in picture.files.items():
                 _write(folder / "figures" / f"{picture.name}.{kind}", content)
+    for text in ("REPRODUCE.md", "model-index.yaml"):
+        _write(folder / text, b"")
     return _write(folder / "index.html", page)
 
 

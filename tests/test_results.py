@@ -128,7 +128,7 @@ def test_a_power_that_cannot_be_said_is_not(tmp_path, values, words):
 def test_text_is_the_table_and_the_power(tmp_path):
     made = made_grid(tmp_path)
     table = grid_table(tmp_path, made)
-    assert to_text(tmp_path, made) == f"{writers.to_markdown(table)}\n{power_line(table)}\n"
+    assert to_text(tmp_path, made) == f"{writers.to_text(table)}\n{power_line(table)}\n"
 
 
 def test_json_is_the_tables_document_and_more(tmp_path):
