@@ -68,13 +68,16 @@ def _build(arguments: Sequence[str]) -> int:
     request = parse(arguments)
     if request.check:
         return _check(request)
-    if (known := _unchanged(request)) is not None:
+    from reports.stamp import sources
+
+    made_of = sources(request.store, repr(replace(request, json=False, check=False)))
+    if (known := _unchanged(request, made_of)) is not None:
         _say(request, known, changed=0)
         return 0
     collected = _collected(request)
     if collected.report.draft and not request.draft:
         return _refuse(request, collected.report)
-    _write(request, collected)
+    _write(request, collected, made_of)
     return 0
 
 
@@ -108,32 +111,37 @@ def _collected(request: Request) -> Collected:
         return collect(request.store, request.grids)
 
 
-def _unchanged(request: Request) -> dict[str, Any] | None:
+def _unchanged(request: Request, made_of: str) -> dict[str, Any] | None:
     """Return what the last build said, where it would say and write the same now."""
-    path = request.out / STAMP
+    from reports.stamp import written
+
     try:
-        known = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        known = json.loads((request.out / STAMP).read_bytes())
+        same = (known["made_of"], known["written"]) == (made_of, written(request.out))
+        return known["said"] if same else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    return known["said"] if known.get("stamp") == _stamp(request) else None
 
 
-def _stamp(request: Request) -> str:
-    from reports.stamp import stamp
-
-    return stamp(request.store, request.out, repr(replace(request, json=False, check=False)))
-
-
-def _write(request: Request, collected: Collected) -> None:
-    """Draw and write everything. What changes in the store meanwhile is found the next time: its stamp is older."""
+def _write(request: Request, collected: Collected, made_of: str) -> None:
+    """Draw and write everything. What changes in the store meanwhile is found the next time: ``made_of`` is older."""
     from reports.output import outputs, with_pictures, write
+    from reports.stamp import written
 
     report = with_pictures(request.store, collected, request.venue, request.out)
-    changed = write(request.out, outputs(report, request.venue))
+    changed = write(request.out, outputs(report, request.venue, request.grids))
     said = _summary(request, report)
-    content = json.dumps({"stamp": _stamp(request), "said": said}) + "\n"
-    write_atomically(request.out / STAMP, lambda file: file.write(content.encode()))
+    if _settled(report):
+        content = json.dumps({"made_of": made_of, "written": written(request.out), "said": said}) + "\n"
+        write_atomically(request.out / STAMP, lambda file: file.write(content.encode()))
+    else:
+        (request.out / STAMP).unlink(missing_ok=True)
     _say(request, said, changed)
+
+
+def _settled(report: Report) -> bool:
+    """Say whether files alone tell what the report shows: not a process that may end, or images that may come back."""
+    return not any(one.notes or any(gap.state == "running" for gap in one.gaps) for one in report.sections)
 
 
 def _summary(request: Request, report: Report) -> dict[str, Any]:
@@ -169,7 +177,8 @@ def _say(request: Request, said: dict[str, Any], changed: int) -> None:
 
 def _refuse(request: Request, report: Report) -> int:
     """Say what is missing, and how each stands. Nothing is written."""
-    gaps = [(section, gap) for section in report.sections for gap in section.gaps]
+    found = ((section, gap) for section in report.sections for gap in section.gaps)
+    gaps = list({(gap.run, gap.task, gap.reason): (section, gap) for section, gap in found}.values())  # grids are last
     for section, gap in gaps[:SHOWN]:
         print(f"missing: {_place(section, gap)}: {gap.state}, {gap.reason}", file=sys.stderr)
     if len(gaps) > SHOWN:
@@ -189,8 +198,10 @@ def _place(section: Section, gap: Gap) -> str:
 def _check(request: Request) -> int:
     """Compare what was written with the store; exit 1 where anything differs."""
     from reports.check import problems
+    from reports.output import read_manifest
 
-    found = list(problems(request.store, _collected(request), request.out))
+    grids = request.grids or tuple(read_manifest(request.out).get("grids", ()))  # as it was built
+    found = list(problems(request.store, _collected(replace(request, grids=grids)), request.out))
     if request.json:
         print(json.dumps({"problems": found}, indent=1))
     else:

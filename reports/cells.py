@@ -116,6 +116,8 @@ def measure_cell(one: Measure, digits: int, marks: tuple[str, ...], dropped: Seq
     count = f" ({one.summary.n}/{len(one.runs)})" if one.missing else ""
     runs = tuple(one.runs[seed] for seed in one.values)
     notes = (*((f"{one.summary.n} of {len(one.runs)} results",) if one.missing else ()), *dropped)
+    if not (one.runs or dropped):
+        return Cell("")  # not missing: nobody planned it
     if one.summary.mean is None:
         return Cell(MISSING + count, None, ("missing",), notes)
     return Cell(
@@ -134,7 +136,7 @@ def marked(measures: Sequence[Measure], ranked: Sequence[bool]) -> list[tuple[st
     """
     places = [place for place, one in enumerate(measures) if ranked[place] and one.values and not one.missing]
     marks: list[tuple[str, ...]] = [()] * len(measures)
-    if not places:
+    if len(places) < 2:  # nothing to be better than
         return marks
     in_order = sorted(places, key=lambda place: -(measures[place].summary.mean or 0.0))
     top = measures[in_order[0]]
@@ -143,8 +145,9 @@ def marked(measures: Sequence[Measure], ranked: Sequence[bool]) -> list[tuple[st
     for place in in_order:
         if place == in_order[0] or indistinct(measures[place].values, top.values):
             marks[place] = (BOLD,) if place == in_order[0] else (BOLD, "tie")
-    if rest := [place for place in in_order if not marks[place]]:
-        marks[rest[0]] = (SECOND,)
+    rest = next((place for place in in_order if not marks[place]), None)
+    if rest is not None and measures[rest].summary.n > 1:
+        marks[rest] = (SECOND,)
     return marks
 
 

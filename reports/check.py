@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from reports.collect import Collected
-from reports.output import MANIFEST, Output, figure_digests, read_manifest, sha256, shown, tables, texts
+from reports.output import MANIFEST, Output, as_drawn, manifest, read_manifest, sha256, shown, tables, texts
+from reports.page import text_of
 from reports.report import Report
 from smog.errors import UsageError
+from smog.identity import digest
 
 AROUND = 30  # characters of a line that are shown on both sides of where it differs
 
@@ -19,24 +22,32 @@ def problems(store: Path, collected: Collected, out: Path) -> Iterator[str]:
     """Yield a line for everything in ``out`` that the store does not say: stale cells with their old and new text and
     the runs whose values changed, edited lines, files that are missing, or of no section.
 
-    Tables and texts are written again and compared byte by byte; figures and the page by the digest of what they show
-    and of their bytes, since another version of matplotlib draws other bytes of the same numbers.
+    Tables and texts are written again and compared byte by byte; figures and the page, which has them, by the digest of
+    what they show and of their bytes, since another version of matplotlib draws other bytes of the same numbers.
     """
     known = read_manifest(out)
     if not known:
         raise UsageError(f"no {MANIFEST} in {out}: build the report before it is checked")
-    report = collected.report
-    yield from _stale_tables(report, known.get("tables", {}))
+    report, files = as_drawn(store, collected, out), known.get("files", {})
     expected = {path: one for section in report.sections for path, one in tables(section).items()} | texts(report)
-    files = known.get("files", {})
+    drawn = {
+        f"figures/{one.name}.{kind}": one.digest
+        for section in report.sections
+        for one in section.pictures
+        for kind in one.files
+    } | {"index.html": digest(text_of(report)[0])}
+    found = list(_stale_tables(report, known.get("tables", {})))
     for path, one in expected.items():
-        yield from _text(out, path, one, files.get(path, {}))
-    figures = figure_digests(store, collected)
-    for path, own in figures.items():
-        yield from _drawn(out, path, own, files.get(path, {}))
-    yield from _page(out, files)
-    for path in sorted(set(files) - {*expected, *figures, "index.html"}):
-        yield f"stale: {path} is of nothing that the store has"
+        found += _text(out, path, one, files.get(path, {}))
+    for path, own in drawn.items():
+        found += _drawn(out, path, own, files.get(path, {}))
+    for path in sorted(set(files) - {*expected, *drawn}):
+        found.append(f"stale: {path} is of nothing that the store has")
+    yield from found
+    now = manifest(report, expected)
+    now["files"] |= {path: files.get(path) for path in drawn}
+    if not found and known | now != known:
+        yield f"edited: {MANIFEST}"
 
 
 def _stale_tables(report: Report, known: Mapping[str, Any]) -> Iterator[str]:
@@ -51,7 +62,7 @@ def _stale_tables(report: Report, known: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _stale_rows(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    before, after = ({row["row"]: row for row in table["rows"]} for table in (old, new))
+    before, after = (dict(_named(table["rows"])) for table in (old, new))
     for row in (*after, *(row for row in before if row not in after)):
         if row not in before or row not in after:
             yield f"stale: table {name}, row {row}: {'new' if row in after else 'no longer there'}"
@@ -60,6 +71,14 @@ def _stale_rows(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> It
     for part in ("caption", "columns"):
         if old[part] != new[part]:
             yield f"stale: table {name}: another {part}"
+
+
+def _named(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each row with its label; of several rows of one label the second and the later are numbered."""
+    seen: Counter[str] = Counter()
+    for row in rows:
+        seen[row["row"]] += 1
+        yield row["row"] + (f" ({seen[row['row']]})" if seen[row["row"]] > 1 else ""), row
 
 
 def _stale_cells(where: str, old: Mapping[str, Any], new: Mapping[str, Any], columns: list[str]) -> Iterator[str]:
@@ -93,7 +112,7 @@ def _text(out: Path, path: str, one: Output, entry: Mapping[str, Any]) -> Iterat
     if sha256(content) == entry.get("sha256"):
         yield f"stale: {path}"
         return
-    found, wanted = (text.decode(errors="replace").splitlines() for text in (content, one.content))
+    found, wanted = (text.decode(errors="backslashreplace").split("\n") for text in (content, one.content))
     for number, words in _differing(wanted, found):
         yield f"edited: {path}, line {number}: {words}"
 
@@ -124,12 +143,4 @@ def _drawn(out: Path, path: str, own: str, entry: Mapping[str, Any]) -> Iterator
     elif entry.get("rows") != own:
         yield f"stale: {path}: what it shows has changed"
     elif sha256((out / path).read_bytes()) != entry.get("sha256"):
-        yield f"edited: {path}"
-
-
-def _page(out: Path, files: Mapping[str, Any]) -> Iterator[str]:
-    path = "index.html"
-    if not (out / path).is_file():
-        yield f"missing: {path}"
-    elif sha256((out / path).read_bytes()) != files.get(path, {}).get("sha256"):
         yield f"edited: {path}"

@@ -7,18 +7,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from reports.dropped import dropped
 from reports.evidence import Key, Result, read_results, same_but_seed
 from reports.paper import METRICS, Topic, paper_table
 from reports.report import Gap, Report, Run, Runs, Section
 from reports.spent import state
-from reports.subjects import Subject, subjects_of
-from reports.tables import Dropped, Record, Results, check_record, grid_table, in_order, runs_of
+from reports.subjects import Subject, distinct, subjects_of
+from reports.tables import Dropped, Record, Results, Table, check_record, grid_table, in_order, runs_of
 from smog.errors import UsageError, nearest
+from smog.identity import digest
 from smog.store import grids, run_folders
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+UNFIT = re.compile(r"[^\w.-]+")  # for the name of a file
+Place = tuple[str, str, str]  # task, protocol, fingerprint of the images
 RECORD_SCHEMA = 1  # of grid records that this version reads
 
 
@@ -42,28 +46,27 @@ def collect(store: Path, names: Sequence[str]) -> Collected:
     if not results and not records:
         raise UsageError(f"no results in the store {store}; make some: python ablations/run.py grid=num_groups")
     runs = _runs(store, results, planned)
-    off = dropped(store, list(records.values()))
-    off = {run: reason for run, reason in off.items() if run in runs}
+    off = {run: reason for run, reason in dropped(store, grids(store)).items() if run in runs}
     own = [_grid_section(store, name, record, results, runs, off) for name, record in records.items()]
     subjects = subjects_of(records.values(), runs)
-    papers = list(_paper_sections(store, subjects, off, {section.name for section in own}))
+    papers = list(_paper_sections(store, subjects, results, off, {section.name for section in own}))
     return Collected(Report((*papers, *own), runs, off), records, results)
 
 
 def chosen(store: Path, names: Sequence[str]) -> dict[str, Record]:
     """Return the asked grids by the names of their files: the grid's own, and its id too where a name is shared."""
     records = grids(store)
-    known = [str(record.get("grid")) for record in records]
     for record in records:
-        if record.get("schema", 1) > RECORD_SCHEMA:
+        if isinstance(record, dict) and (schema := record.get("schema", 1)) != RECORD_SCHEMA:
             raise UsageError(
-                f"the record of grid {record.get('grid')!r} in {store} has schema {record['schema']}, "
+                f"the record of grid {record.get('grid')!r} in {store} has schema {schema}, "
                 f"this version reads up to {RECORD_SCHEMA}; update the suite"
             )
         check_record(record)
         for name in (record["grid"], record["id"]):
             if not SAFE_NAME.fullmatch(name):
                 raise UsageError(f"the store {store} has a grid with an unusable name or id: {name!r}")
+    known = [record["grid"] for record in records]
     for name in names:
         if name not in known:
             raise UsageError(f"no grid {name!r} in the store {store}{nearest(name, set(known))}")
@@ -78,8 +81,8 @@ def chosen(store: Path, names: Sequence[str]) -> dict[str, Record]:
 def _runs(store: Path, results: Mapping[Key, Result], planned: Mapping[str, tuple[str, int]]) -> dict[str, Run]:
     """Read every run that a grid has or that has a result."""
     reader = Runs(store, results)
-    known = {run: (result["group_id"] or "", result["seed"]) for (run, _), result in results.items()}
-    return {run: reader.read(run, *who) for run, who in sorted({**planned, **known}.items())}
+    known = {run: (result["group_id"] or "", result.get("seed")) for (run, _), result in results.items()}
+    return {run: reader.read(run, *who) for run, who in sorted({**known, **planned}.items())}
 
 
 def _grid_section(
@@ -88,7 +91,7 @@ def _grid_section(
     own = of_record(record, results)
     table = grid_table(store, record, own, off)
     behind = dict.fromkeys(run for cell in in_order(record) for run in runs_of(cell).values())
-    gaps = tuple(_gaps(store, record, own, off))
+    gaps = tuple(_gaps(store, table, results))
     return Section(name, record["title"], "grid", table, record["command"], tuple(behind), gaps=gaps)
 
 
@@ -99,62 +102,89 @@ def of_record(record: Record, results: Mapping[Key, Result]) -> Results:
     return {short: results[key] for short, key in keys.items() if key in results}
 
 
-def _gaps(store: Path, record: Record, results: Results, off: Dropped) -> Iterator[Gap]:
-    for cell in in_order(record):
-        for seed, run in runs_of(cell).items():
-            for task, protocol in record["tasks"].items() if run not in off else ():
-                if (run, task) not in results:
-                    yield Gap(cell["label"], seed, run, task, *state(store / run, f"{task}@{protocol}"))
+def _gaps(store: Path, table: Table, results: Mapping[Key, Result]) -> Iterator[Gap]:
+    """Yield each result that a table lacks, and each that is there without one of its metrics."""
+    for row in table.rows:
+        lacking: dict[tuple[int, str, str, str], list[str]] = {}
+        for one in row.measures:
+            for seed, run in one.runs.items():
+                if seed not in one.values:
+                    lacking.setdefault((seed, run, one.task, f"{one.task}@{one.protocol}"), []).append(one.metric)
+        for (seed, run, task, name), metrics in lacking.items():
+            done = ("done", f"its result has no {', '.join(metrics)}")
+            yield Gap(row.label, seed, run, task, *(done if (run, name) in results else state(store / run, name)))
 
 
-def _paper_sections(store: Path, subjects: Sequence[Subject], off: Dropped, taken: set[str]) -> Iterator[Section]:
-    """Yield a section for every task, protocol and data set that more than the cells of one grid have results of."""
-    topics: dict[tuple[str, str, str], list[Subject]] = {}
-    titles: dict[tuple[str, str, str], Topic] = {}
+def _paper_sections(
+    store: Path, subjects: Sequence[Subject], results: Mapping[Key, Result], off: Dropped, taken: set[str]
+) -> Iterator[Section]:
+    """Yield a section for every task, protocol and data set that has results of more than the cells of one grid."""
+    topics = _topics(subjects)
+    names = _names(topics, taken)
+    for key, topic in topics.items():
+        own = distinct([subject for subject in subjects if _belongs(subject, key, topics)])
+        for subject in own:
+            found = {seed: one for seed, one in subject.results(topic.result).items() if one["run_id"] not in off}
+            same_but_seed(f"{topic.title}, {subject.label}", found, store)
+        runs = dict.fromkeys(run.run for one in own for run in one.planned(topic.result).values())
+        table = paper_table(names[key], topic, own, off)
+        gaps = tuple(_gaps(store, table, results))
+        yield Section(names[key], topic.title, "paper", table, "", tuple(runs), gaps=gaps)
+
+
+def _topics(subjects: Sequence[Subject]) -> dict[Place, Topic]:
+    """Return what there are results of, in the order of the tables."""
+    found: dict[Place, Topic] = {}
     for subject in subjects:
-        for topic, images in _topics(subject):
-            key = (topic.task, topic.protocol, images)
-            topics.setdefault(key, []).append(subject)
-            titles.setdefault(key, topic)
+        for run in subject.runs.values():
+            for name, result in run.results.items():
+                if name not in subject.elsewhere:
+                    data = _data_name(result, subject.config)
+                    topic = Topic(result["task"], result["protocol"], data, _how(result))
+                    found.setdefault((topic.task, topic.protocol, _images(result)), topic)
     order = list(METRICS)
-    topics = dict(
-        sorted(topics.items(), key=lambda pair: order.index(pair[0][0]) if pair[0][0] in order else len(order))
-    )
-    names = Counter(f"{topic.task}-{topic.data}" for topic in titles.values())
-    for key, own in topics.items():
-        topic = titles[key]
-        plain = f"{topic.task}-{topic.data}"
-        name = plain if names[plain] == 1 and plain not in taken else f"{plain}-{topic.protocol}"
-        if sum(one[:2] == key[:2] for one in topics) > 1:  # other images under one name
-            name += f"-{key[2][:6]}"
-        _check(store, topic, own)
-        runs = dict.fromkeys(run.run for one in own for run in one.runs.values() if topic.result in run.results)
-        yield Section(name, topic.title, "paper", paper_table(name, topic, own, off), "", tuple(runs))
+    return dict(sorted(found.items(), key=lambda pair: order.index(pair[0][0]) if pair[0][0] in order else len(order)))
 
 
-def _topics(subject: Subject) -> Iterator[tuple[Topic, str]]:
-    """Yield what a subject has results of, once each, with the fingerprint of the data."""
-    seen = set()
-    for run in subject.runs.values():
-        for result in run.results.values():
-            images = str(result["inputs"].get("data", ""))
-            topic = Topic(result["task"], result["protocol"], _data_name(result, run), _how(result))
-            if (topic, images) not in seen:
-                seen.add((topic, images))
-                yield topic, images
+def _belongs(subject: Subject, place: Place, topics: Mapping[Place, Topic]) -> bool:
+    """Say whether a subject has, or should have, results of a topic: of those images, where any are known."""
+    task, protocol, images = place
+    if results := subject.results(f"{task}@{protocol}"):
+        return images in map(_images, results.values())
+    alone = sum(one[:2] == place[:2] for one in topics) == 1
+    own = subject.config.get("data.fingerprint", images)
+    return bool(subject.planned(f"{task}@{protocol}")) and (alone or own == images)
 
 
-def _data_name(result: Result, run: Run) -> str:
-    name = str(result.get("settings", {}).get("data") or run.config.get("data.name") or result["inputs"].get("data"))
-    return re.sub(r"[^\w.-]+", "-", name)
+def _names(topics: Mapping[Place, Topic], taken: set[str]) -> dict[Place, str]:
+    """Return the name of each topic's files: task and data, and more only where that is the name of another one too."""
+    forms: dict[Place, list[str]] = {}
+    for (task, protocol, images), topic in topics.items():
+        plain = UNFIT.sub("-", f"{task}-{topic.data}")
+        exact = UNFIT.sub("-", f"{plain}-{protocol}")
+        forms[task, protocol, images] = [
+            plain,
+            exact,
+            UNFIT.sub("-", f"{exact}-{images[:6]}"),
+            f"{exact}-{digest(images)}",
+        ]
+    counts = Counter(form for own in forms.values() for form in dict.fromkeys(own))
+    return {
+        place: next((form for form in own if counts[form] == 1 and form not in taken), own[-1])
+        for place, own in forms.items()
+    }
+
+
+def _images(result: Result) -> str:
+    return str(result["inputs"].get("data", ""))
+
+
+def _data_name(result: Result, config: Mapping[str, Any]) -> str:
+    name = str(result.get("settings", {}).get("data") or config.get("data.name") or result["inputs"].get("data"))
+    return UNFIT.sub("-", name)
 
 
 def _how(result: Result) -> str:
     """Return what tells the protocols of one task apart: the head and the schedule of a detector or segmentor."""
     settings = result.get("settings", {})
     return ", ".join(str(settings[key]) for key in ("decoder", "head", "name") if key in settings)
-
-
-def _check(store: Path, topic: Topic, subjects: Sequence[Subject]) -> None:
-    for subject in subjects:
-        same_but_seed(f"{topic.title}, {subject.label}", subject.results(topic.result), store)

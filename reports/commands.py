@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from smog.config import GROUPS, Base, compose_raw, options
 from smog.errors import UsageError
-from smog.identity import as_dict, group_id
+from smog.identity import as_dict, group_id, leaves
 from smog.schema import Config
 from smog.tasks.protocols import TASKS
 from transfer import protocols  # noqa: F401 (which adds its tasks to the known ones)
@@ -31,7 +32,8 @@ def train_command(config: Config) -> str:
     if group_id(again) != group_id(config):
         return ""
     place = ["data.root=DIR"] if config.data.root else []
-    return " ".join(["smog train", *choices, f"seed={config.seed}", *map(_typed, changes.items()), *place])
+    command = " ".join(["smog train", *choices, f"seed={config.seed}", *map(_typed, changes.items()), *place])
+    return command if command.isprintable() else ""  # one of several lines would be cut at the first
 
 
 def _shortest(config: Config) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -64,32 +66,23 @@ def _flat(config: Config) -> dict[str, Any]:
     return dict(leaves(as_dict(config, science_only=True)))
 
 
-def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested dictionaries with their dotted names."""
-    for name, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
 def _typed(change: tuple[str, Any]) -> str:
     """Return ``key=value`` as hydra and a shell read it."""
     name, value = change
-    text = value if isinstance(value, str) else json.dumps(value).replace(" ", "")
-    return f"{name}={text}" if text and all(sign.isalnum() or sign in "._-+" for sign in text) else f"'{name}={text}'"
+    text = f"{name}={value if isinstance(value, str) else json.dumps(value).replace(' ', '')}"
+    return shlex.quote(text) if text[-1] != "=" else f"'{text}'"
 
 
 def task_command(result: Mapping[str, Any]) -> str:
     """Return the command that computes a result from its run: the task, and the settings that differ from its protocol
     file; empty where this version has no such task."""
     task, run, own = result["task"], result["run_id"], result.get("settings", {})
-    if task not in TASKS:
+    if task not in TASKS or (task in TRANSFER and "data" not in own):
         return ""
     choices, changes = _chosen(task, own)
     if task not in TRANSFER:
         return " ".join(["smog eval", task, run, *changes])
-    data = own["data"] if own["data"] == "made" else f"{own['data']}:DIR"
+    data = "made" if own["data"] == "made" else shlex.quote(f"{own['data']}:DIR")
     named = [f"--{group} {option}" for group, option in choices.items() if group != "recipe"]  # told by the checkpoint
     words = [f"python transfer/{task}.py --ckpt {run} --data {data}", *named]
     return " ".join([*words, "--set", *changes] if changes else words)

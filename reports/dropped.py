@@ -8,6 +8,7 @@ from typing import Any
 
 from reports.tables import Record
 from smog.errors import UsageError, nearest
+from smog.store import RUN_ID
 
 FILE = "dropped.yaml"
 KEYS = ("run", "grid", "cell", "seed", "reason")
@@ -23,7 +24,7 @@ def dropped(store: Path, records: Sequence[Record]) -> dict[str, str]:
     import yaml
 
     try:
-        entries = yaml.safe_load(path.read_text()) or []
+        entries = yaml.safe_load(path.read_bytes()) or []
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path} can't be read: {' '.join(str(error).split())}") from None
     if not isinstance(entries, list):
@@ -53,7 +54,7 @@ def _checked(where: str, entry: Any) -> dict[str, Any]:
 def _runs(where: str, entry: dict[str, Any], store: Path, records: Sequence[Record]) -> list[str]:
     if "run" in entry:
         run = str(entry["run"])
-        if not (store / run).is_dir():
+        if not (RUN_ID.fullmatch(run) and (store / run).is_dir()):
             raise UsageError(f"{where}: no run {run} in {store}")
         return [run]
     found = list(_cells(entry, records))

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from reports.evidence import Result
+from reports.evidence import FREE, Result
 from reports.report import Report, Run
+from smog.identity import leaves
 
 OWN = "\u0001"  # in no command that a shell can be given
 Values = dict[str, dict[str, dict[str, float]]]  # run -> task@protocol -> metric -> value
@@ -128,12 +129,5 @@ def _differences(base: Mapping[str, Any], config: Mapping[str, Any]) -> list[Any
 def _settings(runs: Iterable[Run], name: str) -> dict[str, Any]:
     """Return a protocol's settings, by dotted name."""
     result = next(run.results[name] for run in runs if name in run.results)
-    return dict(_flat(result.get("settings", {})))
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        elif name not in ("seed", "fingerprint"):  # differ from run to run of one protocol
-            yield prefix + name, value
+    own = leaves(result.get("settings") or {})
+    return {key: value for key, value in own if key.rpartition(".")[2] not in FREE}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,11 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from smog.errors import UsageError
-from smog.store import RESULT_SCHEMA, run_folders
+from smog.store import RESULT_SCHEMA, read_json, run_folders
 
 Result = dict[str, Any]
 Key = tuple[str, str]  # run, and task@protocol
 FIELDS = ("run_id", "group_id", "task", "protocol", "metrics", "cost", "inputs", "provenance", "created")
+RESULT = {
+    "schema": int, "run_id": str, "group_id": str, "seed": int, "task": str, "protocol": str, "settings": dict,
+    "metrics": dict, "cost": dict, "cost.seconds": float, "cost.device": str, "inputs": dict, "inputs.train": int,
+    "inputs.val": int, "provenance": dict, "provenance.commit": str, "provenance.versions": dict, "created": str,
+}  # fmt: skip
+KINDS = {
+    dict: "no record", list: "no list", str: "no text", bool: "neither true nor false", int: "no whole number",
+    float: "no finite number",
+}  # fmt: skip
 FREE = {"seed", "fingerprint"}  # of a task's settings: a draw of its own, and what inputs say better
 
 
@@ -31,7 +39,7 @@ def read_results(store: Path, runs: Iterable[str] | None = None) -> dict[Key, Re
 def _files(folder: Path) -> Iterator[Path]:
     try:
         names = sorted(os.listdir(folder))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     for name in names:
         if "@" in name and name.endswith(".json"):
@@ -43,23 +51,49 @@ def read_result(path: Path) -> Result:
 
     Raises UsageError with one line that names the file and what to do.
     """
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not readable JSON ({error}); move it away and run the command again") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} holds no result; move it away and run the command again")
-    if found.get("schema", 1) > RESULT_SCHEMA:
+    found = read_record(path, RESULT)
+    if (found.get("schema") or 1) > RESULT_SCHEMA:
         raise UsageError(
             f"{path} has schema {found['schema']}, this version reads up to {RESULT_SCHEMA}; update the suite"
         )
-    if lacks := [field for field in FIELDS if field not in found]:
+    lacks = [field for field in FIELDS if found.get(field) is None and (field != "group_id" or field not in found)]
+    lacks += [field for field in ("metrics", "cost") if found.get(field) == {}]
+    if lacks:
         raise UsageError(f"{path} lacks {', '.join(lacks)}; move it away and run the command again")
+    found["settings"] = found.get("settings") or {}
     _check_place(path, found)
     for metric, value in found["metrics"].items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not _is(value, float):
             raise UsageError(f"{path}: {metric} is {value!r}, no finite number; move it away and run the task again")
     return found
+
+
+def read_record(path: Path, shape: Mapping[str, type]) -> dict[str, Any]:
+    """Read a JSON file and check that it is an object, and its values, where there are some, of the kinds that readers
+    count on. Raises UsageError with one line that names the file."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} holds no record; move it away and run the command again")
+    if problem := misshapen(found, shape):
+        raise UsageError(f"{path}: {problem}; move it away and run the command again")
+    return found
+
+
+def misshapen(found: Mapping[str, Any], shape: Mapping[str, type]) -> str:
+    """Return which of the values that are there is not of its kind, empty where all are."""
+    for name, kind in shape.items():
+        value: Any = found
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None and not _is(value, kind):
+            return f"{name} is {value!r}, {KINDS[kind]}"
+    return ""
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _check_place(path: Path, found: Result) -> None:
@@ -78,6 +112,12 @@ def same_but_seed(label: str, found: Mapping[int, Result], store: Path) -> None:
     if not seeds:
         return
     first = found[seeds[0]]
+    for seed in seeds if len(seeds) > 1 else ():  # one may serve all seeds
+        if found[seed].get("seed", seed) not in (seed, None):
+            raise UsageError(
+                f"{label}: run {found[seed]['run_id']} should be seed {seed}, its result says seed "
+                f"{found[seed]['seed']}; move it away and run the grid again"
+            )
     for seed in seeds[1:]:
         if difference := _difference(first, found[seed], store):
             raise UsageError(

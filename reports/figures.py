@@ -40,7 +40,7 @@ def drawings(store: Path, record: Record, table: Table, name: str, results: Resu
     if not any(row.kind in MARKS for row in table.rows):
         return []
     table = _finite(table)
-    found = [_main(record, table, name), *_over_time(store, table, name)]
+    found = [*_main(record, table, name), *_over_time(store, table, name)]
     found += _cloud(f"{name}-cost", "Accuracy over cost", scatter.cost_cloud(store, table))
     found += _cloud(f"{name}-rankme", "RankMe and accuracy", scatter.rankme_cloud(store, record, table, results))
     return found
@@ -57,8 +57,8 @@ def _finite_values(one: Measure) -> Measure:
     return replace(one, values={seed: value for seed, value in one.values.items() if math.isfinite(value)})
 
 
-def _main(record: Record, table: Table, name: str) -> Drawing:
-    """Return the figure that shows the grid's numbers best."""
+def _main(record: Record, table: Table, name: str) -> list[Drawing]:
+    """Return the figure that shows the grid's numbers best; none where it has a baseline alone, on no axis."""
     shown = {"mode": record["mode"], "axes": {axis: list(values) for axis, values in record["axes"].items()},
              "baseline": record["baseline"], "headline": table.headline, "rows": _rows(table)}  # fmt: skip
     if heat.suits(record):
@@ -69,10 +69,12 @@ def _main(record: Record, table: Table, name: str) -> Drawing:
     elif forest.suits(record):
         title, words = "Differences to the baseline", forest.forest_words(table)
         draw = partial(forest.forest_figure, table)
-    else:
+    elif metric.panels_of(table, record):
         title, words = "Metric", metric.metric_words(table, record)
         draw = partial(metric.metric_figure, table, record)
-    return Drawing(name, title, words, shown, draw)
+    else:
+        return []
+    return [Drawing(name, title, words, shown, draw)]
 
 
 def _rows(table: Table) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from reports import page, reproduce, writers
 from reports.collect import Collected, of_record
+from reports.latex import to_latex
 from reports.markup import to_html
 from reports.page import whole_digest
 from reports.report import Picture, Report, Section
@@ -29,7 +29,19 @@ if TYPE_CHECKING:
 
 MANIFEST = "report.json"
 KINDS = ("pdf", "svg", "png")
-NOT_DRAWING = ("build", "check", "costs", "embedded", "markup", "output", "page", "reproduce", "stamp", "writers")
+NOT_DRAWING = (
+    "build",
+    "check",
+    "costs",
+    "embedded",
+    "latex",
+    "markup",
+    "output",
+    "page",
+    "reproduce",
+    "stamp",
+    "writers",
+)
 FEW = 6  # drawings that are not worth a second process
 
 
@@ -43,26 +55,37 @@ class Output:
 
 Outputs = dict[str, Output]
 Files = dict[str, bytes]  # of one figure, by kind
+Job = tuple["Drawing", str]  # what is to be drawn, and the digest of all that it shows
 
 
-def outputs(report: Report, venue: str) -> Outputs:
+def outputs(report: Report, venue: str, grids: Sequence[str] = ()) -> Outputs:
     """Return every file of a report whose figures are drawn, by its path; the page and the manifest last."""
     found: Outputs = {}
     for section in report.sections:
-        found |= tables(section)
-        for picture in section.pictures:
-            found |= {
-                f"figures/{picture.name}.{kind}": Output(data, picture.digest) for kind, data in picture.files.items()
-            }
+        figures = {
+            f"figures/{picture.name}.{kind}": Output(data, picture.digest)
+            for picture in section.pictures
+            for kind, data in picture.files.items()
+        }
+        own = tables(section) | figures
+        if twice := sorted(own.keys() & found.keys()):
+            raise UsageError(
+                f"{twice[0]} would be of two tables, one of them {section.name!r}; rename one of the grids"
+            )
+        found |= own
     found |= texts(report)
-    found["index.html"] = Output(page.render(report), whole_digest(report))
-    found[MANIFEST] = Output(_manifest(report, found, venue), whole_digest(report))
+    text, drawn = page.text_of(report)
+    found["index.html"] = Output(page.filled(text, drawn), digest(text))
+    content = {"schema": 1, "drawn_by": _drawn_by(venue), "grids": list(grids), **manifest(report, found)}
+    found[MANIFEST] = Output(
+        (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(), whole_digest(report)
+    )
     return found
 
 
 def tables(section: Section) -> Outputs:
     """Return the files of a section's table."""
-    drawn = {"md": writers.to_markdown, "tex": writers.to_latex, "csv": writers.to_csv, "html": to_html}
+    drawn = {"md": writers.to_markdown, "tex": to_latex, "csv": writers.to_csv, "html": to_html}
     table = section.table
     texts = {kind: draw(table) for kind, draw in drawn.items()}
     texts["md"] += f"\n<!-- rows sha256:{table.digest} -->\n"
@@ -75,15 +98,14 @@ def texts(report: Report) -> Outputs:
     return {path: Output(text.encode(), whole_digest(report)) for path, text in written.items()}
 
 
-def _manifest(report: Report, files: Outputs, venue: str) -> bytes:
-    """Return what report.json says: each table's cells with the values behind them, and each file's digests."""
-    content = {
-        "schema": 1,
-        "drawn_by": _drawn_by(venue),
+def manifest(report: Report, files: Outputs) -> dict[str, Any]:
+    """Return what report.json says: each table's cells with the values behind them, each file's digests, and what could
+    not be drawn."""
+    return {
         "tables": {section.name: shown(section) for section in report.sections},
         "files": {path: {"rows": one.digest, "sha256": sha256(one.content)} for path, one in files.items()},
+        "undrawn": {name: list(why) for section in report.sections for name, why in section.undrawn.items()},
     }
-    return (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def shown(section: Section) -> dict[str, Any]:
@@ -116,38 +138,46 @@ def with_pictures(store: Path, collected: Collected, venue: str, out: Path) -> R
     """Return the report with its figures: those that are in ``out`` as they were drawn stay, the others are drawn. What
     can't be drawn any more, since its images are gone or have changed, becomes a note of its section."""
     sections = list(_illustrated(store, collected))
-    draft = collected.report.draft
-    jobs = [(drawing, _figure_digest(drawing, draft)) for _, own in sections for drawing in own]
+    jobs = [job for _, own in sections for job in own]
     files: list[Files | str] = [_kept(out, drawing.name, own, venue) for drawing, own in jobs]
     missing = [number for number, found in enumerate(files) if not found]
-    for number, found in zip(missing, _draw_all([jobs[number] for number in missing], venue, draft), strict=True):
+    drawn = _draw_all([jobs[number] for number in missing], venue, collected.report.draft)
+    for number, found in zip(missing, drawn, strict=True):
         files[number] = found
-    done = iter(zip(jobs, files, strict=True))
-    finished = [_finished(section, list(itertools.islice(done, len(own)))) for section, own in sections]
-    return dataclasses.replace(collected.report, sections=tuple(finished))
+    return _finished(collected.report, sections, files)
 
 
-def _finished(section: Section, drawn: Sequence[tuple[tuple[Drawing, str], Files | str]]) -> Section:
+def as_drawn(store: Path, collected: Collected, out: Path) -> Report:
+    """Return the report with the digests of its figures and no bytes of them; what the last build could not draw of the
+    same inputs is not drawn here either."""
+    sections = list(_illustrated(store, collected))
+    known = {name: tuple(why) for name, why in read_manifest(out).get("undrawn", {}).items()}
+    files: list[Files | str] = []
+    for drawing, own in (job for _, jobs in sections for job in jobs):
+        digest_then, reason = known.get(drawing.name, ("", ""))
+        files.append(reason if digest_then == own else dict.fromkeys(KINDS, b""))
+    return _finished(collected.report, sections, files)
+
+
+def _finished(report: Report, sections: Sequence[tuple[Section, list[Job]]], files: Sequence[Files | str]) -> Report:
+    found = iter(files)
+    finished = [_with_files(section, list(zip(jobs, found))) for section, jobs in sections]  # noqa: B905 (takes its own)
+    return dataclasses.replace(report, sections=tuple(finished))
+
+
+def _with_files(section: Section, drawn: Sequence[tuple[Job, Files | str]]) -> Section:
     pictures = [
         Picture(drawing.name, drawing.title, drawing.words, own, files)
         for (drawing, own), files in drawn
         if not isinstance(files, str)
     ]
-    notes = [f"{drawing.title}: {reason}" for (drawing, _), reason in drawn if isinstance(reason, str)]
-    return dataclasses.replace(section, pictures=tuple(pictures), notes=(*section.notes, *notes))
+    undrawn = {drawing.name: (own, why) for (drawing, own), why in drawn if isinstance(why, str)}
+    notes = [f"{drawing.title}: {why}" for (drawing, _), why in drawn if isinstance(why, str)]
+    return dataclasses.replace(section, pictures=tuple(pictures), notes=(*section.notes, *notes), undrawn=undrawn)
 
 
-def figure_digests(store: Path, collected: Collected) -> dict[str, str]:
-    """Return the digest that each file of a figure should carry, by its path."""
-    return {
-        f"figures/{drawing.name}.{kind}": _figure_digest(drawing, collected.report.draft)
-        for _, drawings in _illustrated(store, collected)
-        for drawing in drawings
-        for kind in KINDS
-    }
-
-
-def _illustrated(store: Path, collected: Collected) -> Iterator[tuple[Section, list[Drawing]]]:
+def _illustrated(store: Path, collected: Collected) -> Iterator[tuple[Section, list[Job]]]:
+    """Yield each section with its drawings and their digests."""
     from reports import figures, sheets
 
     for section in collected.report.sections:
@@ -155,10 +185,12 @@ def _illustrated(store: Path, collected: Collected) -> Iterator[tuple[Section, l
         if record is None:
             yield section, []
             continue
-        own = of_record(record, collected.results)
-        drawings = figures.drawings(store, record, section.table, section.name, own)
-        more, notes = sheets.drawings(store, record, own, section.name)
-        yield dataclasses.replace(section, notes=tuple(notes)), [*drawings, *more]
+        off = collected.report.dropped
+        results = {key: one for key, one in of_record(record, collected.results).items() if key[0] not in off}
+        found = figures.drawings(store, record, section.table, section.name, results)
+        more, notes = sheets.drawings(store, record, results, section.name)
+        jobs = [(drawing, _figure_digest(drawing, collected.report.draft)) for drawing in (*found, *more)]
+        yield dataclasses.replace(section, notes=tuple(notes)), jobs
 
 
 def _figure_digest(drawing: Drawing, draft: bool) -> str:
@@ -198,13 +230,14 @@ def read_manifest(out: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     found = _manifests[key]
-    return found if isinstance(found, dict) else {}
+    whole = isinstance(found, dict) and all(isinstance(found.get(name, {}), dict) for name in ("tables", "files"))
+    return found if whole else {}
 
 
-_jobs: list[tuple[Drawing, str]] = []
+_jobs: list[Job] = []
 
 
-def _draw_all(jobs: Sequence[tuple[Drawing, str]], venue: str, draft: bool) -> Iterator[Files | str]:
+def _draw_all(jobs: Sequence[Job], venue: str, draft: bool) -> Iterator[Files | str]:
     """Yield the files of each drawing, or why there are none, in order; many are drawn in two forked processes."""
     if len(jobs) < FEW or (os.cpu_count() or 1) < 2:
         yield from (_draw(job, venue, draft) for job in jobs)
@@ -220,7 +253,7 @@ def _numbered(job: tuple[int, str, bool]) -> Files | str:
     return _draw(_jobs[number], venue, draft)
 
 
-def _draw(job: tuple[Drawing, str], venue: str, draft: bool) -> Files | str:
+def _draw(job: Job, venue: str, draft: bool) -> Files | str:
     from reports import plots
 
     drawing, own = job

@@ -29,16 +29,22 @@ COLOURS = {INK: "currentColor", PAPER: "var(--paper)", BLUE: "var(--blue)"}
 UNSEEN = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->", re.DOTALL)
 OUTSIDE = '<p class="soft">Not shown here, where it would make the page too large; the files below have it.</p>'
 PLACE = "<!--figure {}-->"  # replaced once it is known what has room; no text of the store has a < of its own
+Placed = tuple[int, str]  # a figure: its place in its section, and what is drawn
 NAMES = re.compile(r'(\bid="|url\(#|href="#)')
 
 
 def render(report: Report) -> bytes:
     """Return the page; whatever comes from the store is escaped, and the browser runs no script but the page's own."""
+    return filled(*text_of(report))
+
+
+def text_of(report: Report) -> tuple[str, list[Placed]]:
+    """Return the page with a mark in the place of each figure, and the figures."""
     from markupsafe import Markup
 
     script = (HERE / "page.js").read_text(encoding="utf-8")
     total, missing = planned(report)
-    places: list[tuple[int, str]] = []  # of each figure: its place in its section, and what is drawn
+    places: list[Placed] = []
 
     def place(order: int, picture: Picture, words: str) -> str:
         places.append((order, drawing(picture, words)))
@@ -50,10 +56,10 @@ def render(report: Report) -> bytes:
         data=embedded(report), costs={one.name: section_cost(report, one) for one in report.sections},
         whole=whole_cost(report), origins=origins(report), files=FILES, drawing=place,
     )  # fmt: skip
-    return _filled(drawn, places)
+    return drawn, places
 
 
-def _filled(page: str, places: list[tuple[int, str]]) -> bytes:
+def filled(page: str, places: list[Placed]) -> bytes:
     """Put the figures into the page: the first of each section, the second of each, as long as there is room."""
     room = LARGEST_PAGE - len(page.encode())
     shown = dict.fromkeys(range(len(places)), OUTSIDE)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from reports.cells import MISSING, Cell, Column, Row, Table, count_cell, difference_cell, marked, measure_cell
 from reports.evidence import Result
 from reports.published import Rival, gap_cell, rivals_of
-from reports.stats import Measure, decimals, paired
+from reports.stats import Measure, counted_results, decimals, paired
 from reports.subjects import KEYS, Subject
 from reports.tables import METRICS as TITLED
 from reports.tables import UNRANKED
@@ -69,23 +69,33 @@ def paper_table(name: str, topic: Topic, subjects: Sequence[Subject], dropped: M
     Published numbers of the same task and data follow, and stand beside ours where the protocol is the same.
     """
     results = [result for one in subjects for result in one.results(topic.result).values()]
-    known = METRICS.get(topic.task, tuple(results[0]["metrics"])[:1])
-    metrics = [metric for metric in known if any(metric in result["metrics"] for result in results)]
+    metrics = _metrics(topic, results)
     measures = [tuple(measured(one, topic, metric, dropped) for metric in metrics) for one in subjects]
-    columns = [
-        Column(f"{topic.task}.{metric}", TITLED.get(metric, metric), decimals(own[place] for own in measures))
-        for place, metric in enumerate(metrics)
-    ]
+    columns = list(_columns(topic, metrics, subjects, measures))
     rivals = rivals_of(topic.task, results[0], subjects[0].config)
     rows = _rows(topic, subjects, measures, columns, rivals, dropped)
-    met = [rival for rival in rivals if rival.exact and any(rival.of(one.words) for one in subjects)]
     shown = (*LABELS, *columns, Column("n", "n"), Column("reported", "reported", 1), Column("gap", "gap", 1))
-    if not met:  # nothing of theirs is comparable to the last setting
+    if not any(_met(one, rivals) for one in subjects):  # nothing of theirs is comparable to the last setting
         shown, rows = shown[:-2], [_shortened(row) for row in rows]
-    planned = sum(len(one.runs) for own in measures for one in own)
-    missing = sum(one.missing for own in measures for one in own)
+    planned, missing = counted_results(one for own in measures for one in own)
     caption = _caption(topic, results[0], subjects, rivals, (missing, planned))
     return Table(name, topic.protocol, topic.title, caption, shown, tuple(rows), 0, planned, missing)
+
+
+def _metrics(topic: Topic, results: Sequence[Result]) -> list[str]:
+    """Return what has a column: of what the task is known for that which any result has, else its first metric."""
+    known = [one for one in METRICS.get(topic.task, ()) if any(one in result["metrics"] for result in results)]
+    return known or list(results[0]["metrics"])[:1]
+
+
+def _columns(
+    topic: Topic, metrics: Sequence[str], subjects: Sequence[Subject], measures: Sequence[Measures]
+) -> Iterator[Column]:
+    """Yield the columns of numbers; the digits of references, which others are read against, do not set theirs."""
+    ours = [own for one, own in zip(subjects, measures, strict=True) if one.kind != "reference"] or measures
+    for place, metric in enumerate(metrics):
+        shown = decimals(own[place] for own in ours)
+        yield Column(f"{topic.task}.{metric}", TITLED.get(metric, metric), shown)
 
 
 def measured(subject: Subject, topic: Topic, metric: str, dropped: Mapping[str, str]) -> Measure:
@@ -95,7 +105,7 @@ def measured(subject: Subject, topic: Topic, metric: str, dropped: Mapping[str, 
     results = {seed: one for seed, one in results.items() if subject.runs[seed].run not in dropped}
     values = {seed: one["metrics"][metric] for seed, one in results.items() if metric in one["metrics"]}
     planned = {seed: run.run for seed, run in subject.planned(topic.result).items() if run.run not in dropped}
-    images = min((one["inputs"]["val"] for one in results.values()), default=None)
+    images = min((one["inputs"]["val"] for one in results.values() if one["inputs"].get("val")), default=None)
     return Measure(topic.task, topic.protocol, metric, planned if values or not results else {}, values, images)
 
 
@@ -112,18 +122,21 @@ def _rows(
     bases = {one.network: own for one, own in zip(subjects, measures, strict=True) if one.untrained}
     rows: list[Row] = []
     for number, (subject, own) in enumerate(zip(subjects, measures, strict=True)):
-        notes = tuple(
-            f"without seed {seed}: {dropped[one.run]}" for seed, one in subject.runs.items() if one.run in dropped
-        )
         cells = [
-            measure_cell(one, column.decimals, marks[place][number], notes)
+            measure_cell(one, column.decimals, marks[place][number], _dropped(subject, dropped))
             for place, (one, column) in enumerate(zip(own, columns, strict=True))
         ]
         rows.append(_subject_row(subject, own, cells, rivals))
         if not subject.untrained and subject.network in bases:
             rows.append(_delta_row(subject, own, bases[subject.network], columns))
-    ours = [subject.words for subject in subjects]
-    return rows + [_rival_row(one, columns) for one in rivals if not (one.exact and any(map(one.of, ours)))]
+    first = {column.key.partition(".")[2] for column in columns[:1]}
+    beside = [_met(subject, rivals) for subject in subjects]  # all that it says stands there already
+    return rows + [_rival_row(one, columns) for one in rivals if one not in beside or one.values.keys() - first]
+
+
+def _met(subject: Subject, rivals: Sequence[Rival]) -> Rival | None:
+    """Return what others report of the same under the same protocol."""
+    return next((one for one in rivals if one.exact and one.of(subject.words)), None)
 
 
 def _dropped(subject: Subject, dropped: Mapping[str, str]) -> tuple[str, ...]:
@@ -132,7 +145,7 @@ def _dropped(subject: Subject, dropped: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _subject_row(subject: Subject, own: Measures, cells: Sequence[Cell], rivals: Sequence[Rival]) -> Row:
-    rival = next((one for one in rivals if one.exact and one.of(subject.words)), None)
+    rival = _met(subject, rivals)
     reported = rival.values.get(own[0].metric) if rival else None
     beside = (Cell(""), Cell(""))
     if rival and reported is not None:

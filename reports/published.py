@@ -30,9 +30,12 @@ class Rival:
     exact: bool
 
     def of(self, words: Sequence[str]) -> bool:
-        """Say whether a subject of ours is the same method, backbone and length of training."""
-        method, backbone, epochs = words[:3]
-        return (method, BACKBONES.get(backbone, backbone), epochs) == self.words[:3]
+        """Say whether a subject of ours is the same method, backbone and length of training, and of the same batch and
+        crops where theirs are told."""
+        method, backbone, epochs, *ours = words[:5]
+        told = zip(ours, self.words[3:5], strict=False)
+        same = all(not theirs or one.replace(" ", "") == theirs.replace(" ", "") for one, theirs in told)
+        return same and (method, BACKBONES.get(backbone, backbone), epochs) == self.words[:3]
 
 
 def rivals_of(task: str, result: Result, config: Mapping[str, Any]) -> list[Rival]:
@@ -60,14 +63,8 @@ def _protocols(task: str, result: Result, config: Mapping[str, Any]) -> dict[str
     inputs, settings = result["inputs"], result.get("settings", {})
     sizes = inputs.get("train"), inputs.get("val")
     imagenet = sizes == IMAGENET
-    if task == "coco":
-        from transfer.published import protocol_name as detection
-
-        return {name: True} if (name := detection(result)) else {}
-    if task == "ade20k":
-        from transfer.segmentation.text import protocol_name as segmentation
-
-        return {name: True} if (name := segmentation(result)) else {}
+    if task in ("coco", "ade20k"):
+        return {name: True} if (name := _transferred(task, result)) else {}
     if task == "knn" and imagenet:
         return {"ImageNet-1k k-NN": (settings.get("k"), settings.get("temperature")) == (20, 0.07)}
     if task == "knn" and config.get("data.name") == "cifar10" and sizes == CIFAR10:
@@ -77,6 +74,17 @@ def _protocols(task: str, result: Result, config: Mapping[str, Any]) -> dict[str
     if task == "semi" and imagenet:
         return {f"ImageNet-1k {100 * settings.get('fraction', 0):g}% labels": False}
     return {}
+
+
+def _transferred(task: str, result: Result) -> str:
+    """Return what papers call the protocol of a detector or segmentor; empty where its settings are of others."""
+    from transfer.published import protocol_name as detection
+    from transfer.segmentation.text import protocol_name as segmentation
+
+    try:
+        return (detection if task == "coco" else segmentation)(result)
+    except (KeyError, TypeError):  # a result of a stranger, or of another version
+        return ""
 
 
 def gap_cell(ours: Summary, reported: float) -> Cell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,14 +10,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reports.cells import Table
-from reports.commands import leaves, task_command, train_command
-from reports.evidence import Key, Result
+from reports.commands import task_command, train_command
+from reports.evidence import Key, Result, read_record
 from reports.spent import Spent, spent
 from smog.config import backbone_name, load, read_yaml
 from smog.errors import UsageError
-from smog.identity import ingredients
-from smog.store import DONE, read_json
+from smog.identity import ingredients, leaves
+from smog.store import DONE
 
+TRAINING = {"seconds": float, "steps": int, "device": str, "finished": str}
+ENVIRONMENT = {
+    "commit": str, "device": str, "precision": str, "processes": int, "versions": dict, "machine": dict,
+    "machine.memory": float,
+}  # fmt: skip
 NOT_SHOWN = ("seed", "schema", "code")  # of a group's configuration: the run says the first, its identity the others
 
 
@@ -81,7 +87,8 @@ class Picture:
 @dataclass(frozen=True)
 class Section:
     """A table with what belongs to it. ``name`` is that of its files, ``kind`` what its rows are: the cells of a grid,
-    or all runs of one task and protocol (paper). ``command`` computes it again; ``notes`` say what could not be drawn.
+    or all runs of one task and protocol (paper). ``command`` computes it again; ``notes`` say what could not be drawn,
+    ``undrawn`` the digest of each such figure, and why.
     """
 
     name: str
@@ -93,6 +100,7 @@ class Section:
     pictures: tuple[Picture, ...] = ()
     gaps: tuple[Gap, ...] = ()
     notes: tuple[str, ...] = ()
+    undrawn: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ class Runs:
         return Run(
             run, group, seed, own.recipe, own.backbone, own.config, command, results,
             {name: task_command(result) for name, result in results.items()},
-            _optional(folder / DONE), _optional(folder / "env.json"), spent(folder),
+            _optional(folder / DONE, TRAINING), _optional(folder / "env.json", ENVIRONMENT), spent(folder),
         )  # fmt: skip
 
     def _group(self, folder: Path, group: str) -> _Group:
@@ -151,17 +159,20 @@ def _read_group(path: Path) -> _Group:
     try:
         config = load(path)
     except UsageError:  # of another version of the suite, whose keys were others: shown as it is
-        values = dict(leaves(read_yaml(path)))
+        values = {name: _plain(value) for name, value in leaves(read_yaml(path))}
         return _Group(str(values.pop("recipe", "")), str(values.get("backbone.name", "")), values)
     command = train_command(config).replace(f" seed={config.seed}", " seed=?", 1)
     values = {name: value for name, value in ingredients(config).items() if name not in NOT_SHOWN}
     return _Group(config.recipe, backbone_name(config.backbone), values, command)
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} holds no record; move it away and run the command again")
-    return found
+def _plain(value: Any) -> Any:
+    """Return a value of a YAML file as JSON can hold it: a date, or a number that is none, as its text."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    known = value is None or (isinstance(value, str | int | float) and (isinstance(value, str) or math.isfinite(value)))
+    return value if known else str(value)
+
+
+def _optional(path: Path, shape: Mapping[str, type]) -> dict[str, Any]:
+    return read_record(path, shape) if path.is_file() else {}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from reports.cells import Row, listed
+from reports.evidence import Result
 from reports.report import Report, Run, Section
 from reports.stats import LEVEL
 from reports.writers import plain
@@ -25,7 +26,7 @@ def to_reproduce(report: Report) -> str:
 def _head(report: Report) -> str:
     digests = " ".join(f"{section.name}:{section.table.digest}" for section in report.sections)
     draft = "**DRAFT**: planned results are missing; the tables say which.\n\n" if report.draft else ""
-    commits = Counter(run.commit or "unknown" for run in report.runs.values())
+    commits = Counter(run.commit or "unknown" for run in report.runs.values() if run.training or run.results)
     came = ", ".join(f"{commit} ({count} runs)" for commit, count in commits.most_common())
     return (
         f"<!-- rows {digests} -->\n# How to get every number again\n\n{draft}"
@@ -89,7 +90,7 @@ def _checklist(report: Report) -> str:
         "in our words.\n",
         "| asked | answer |",
         "|:--|:--|",
-        *(f"| {question} | {plain(answer)} |" for question, answer in rows),
+        *(f"| {plain(question)} | {plain(answer)} |" for question, answer in rows),
     ]
     return "\n".join(lines) + "\n"
 
@@ -105,7 +106,8 @@ def _asked_of_runs(report: Report) -> Iterator[tuple[str, str]]:
         "the grids' values are all shown and none is selected; a probe's settings are chosen on a part of train "
         "(minival), and its number is that of the last epoch on val",
     )
-    yield "number of training runs", f"{sum(bool(run.training) for run in runs)}, seeds {listed(seeds)}"
+    trained = sum(bool(run.training.get("steps")) for run in runs)
+    yield "number of training runs", f"{trained} finished, seeds {listed(seeds)}"
     yield "number of evaluation runs", str(sum(len(run.results) for run in runs))
     attempts, failed = sum(run.spent.attempts for run in runs), sum(run.spent.failed for run in runs)
     yield "attempts, with those that failed", f"{attempts}, of which {failed} failed or were cut off"
@@ -132,7 +134,7 @@ def _axes(section: Section) -> str:
 
 def _asked_of_cost(report: Report) -> Iterator[tuple[str, str]]:
     runs = list(report.runs.values())
-    training = [run.training["seconds"] for run in runs if run.training.get("steps")]
+    training = [run.training.get("seconds", 0.0) for run in runs if run.training.get("steps")]
     tasks = [result["cost"]["seconds"] for run in runs for result in run.results.values()]
     if training:
         yield "average training time of a run", f"{sum(training) / len(training):.0f} s"
@@ -141,18 +143,19 @@ def _asked_of_cost(report: Report) -> Iterator[tuple[str, str]]:
     waste = sum(run.spent.waste for run in runs)
     yield (
         "compute in all",
-        f"{(sum(training) + sum(tasks)) / 3600:.2f} hours of what is in the tables, and {waste / 3600:.2f} hours of "
+        f"{(sum(training) + sum(tasks)) / 3600:.2f} hours of training and evaluation, and {waste / 3600:.2f} hours of "
         "attempts that failed or were cut off",
     )
     machines = Counter(_machine(run.environment) for run in runs if run.environment)
     told = [f"{machine} ({count} runs)" for machine, count in machines.most_common()]
     yield "infrastructure", "; ".join(told) or UNKNOWN
-    versions = Counter(", ".join(f"{k} {v}" for k, v in run.environment.get("versions", {}).items()) for run in runs)
+    known = (run.environment.get("versions") or {} for run in runs)
+    versions = Counter(", ".join(f"{name} {which}" for name, which in one.items()) for one in known)
     yield "software", "; ".join(text for text, _ in versions.most_common() if text) or UNKNOWN
 
 
 def _machine(environment: Mapping[str, Any]) -> str:
-    own = environment.get("machine", {})
+    own = environment.get("machine") or {}
     memory = f"{own['memory'] / 2**30:.0f} GiB" if own.get("memory") else ""
     cores = f"{own['cores']} cores" if own.get("cores") else ""
     processes = environment.get("processes", 1)
@@ -165,13 +168,16 @@ def _asked_of_data(report: Report) -> Iterator[tuple[str, str]]:
     found: dict[str, None] = {}
     for run in report.runs.values():
         for result in run.results.values():
-            inputs = result["inputs"]
-            name = result.get("settings", {}).get("data") or run.config.get("data.name") or "data"
-            found[f"{name}: {inputs.get('train')} train, {inputs.get('val')} val, fingerprint {inputs.get('data')}"] = (
-                None
-            )
+            train, val, images = (result["inputs"].get(key) for key in ("train", "val", "data"))
+            sizes = ", ".join(f"{count} {what}" for count, what in ((train, "train"), (val, "val")) if count)
+            found[f"{_data(result, run)}: {sizes}, fingerprint {images}"] = None
     for number, line in enumerate(sorted(found), start=1):
         yield f"data {number}", line
+
+
+def _data(result: Result, run: Run) -> str:
+    """Return the name of the images of a result."""
+    return str(result["settings"].get("data") or run.config.get("data.name") or "data")
 
 
 # ---- model cards ----
@@ -181,12 +187,13 @@ def to_model_index(report: Report) -> str:
     """Return the model-index of Hugging Face's model cards, for every trained row of the tasks' tables."""
     import yaml
 
-    models: dict[str, list[dict[str, Any]]] = {}
+    models: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for section in report.sections:
         for row in section.table.rows if section.kind == "paper" else ():
-            if row.kind == "cell":
-                models.setdefault(row.label, []).extend(_metrics(section, row, report.runs))
-    entries = [{"name": name, "results": results} for name, results in models.items()]
+            if row.kind == "cell" and row.point.get("epochs") != "0":
+                group = next((report.runs[run].group for run in _runs_of(row)), "")
+                models.setdefault((row.label, group), []).extend(_metrics(section, row, report.runs))
+    entries = [{"name": name, "results": results} for (name, _), results in models.items()]
     digests = " ".join(f"{section.name}:{section.table.digest}" for section in report.sections)
     return f"# rows {digests}\n" + yaml.safe_dump({"model-index": entries}, sort_keys=False, allow_unicode=True)
 
@@ -197,8 +204,9 @@ def _metrics(section: Section, row: Row, runs: Mapping[str, Run]) -> Iterator[di
         some = next((result for result in known if result), None)
         if some is None or one.summary.mean is None:
             continue
-        data = section.title.rpartition(", ")[2]
-        name = f"{one.metric}, mean over n = {one.summary.n} seeds, protocol {one.protocol}"
+        data = _data(some, runs[some["run_id"]])
+        seeds = "1 seed" if one.summary.n == 1 else f"mean over n = {one.summary.n} seeds"
+        name = f"{one.metric}, {seeds}, protocol {one.protocol}"
         kind = {"top1": "accuracy", "top5": "top_5_accuracy"}.get(one.metric, one.metric)
         yield {
             "task": {"type": TYPES.get(one.task, "image-classification"), "name": section.title},

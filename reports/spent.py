@@ -27,13 +27,29 @@ class Spent:
 
 def spent(folder: Path) -> Spent:
     """Return what the attempts at a run took. One attempt a stage that ended well wastes nothing."""
-    found = [(stage, sorted(os.listdir(folder / "attempts" / stage))) for stage in stages(folder)]
-    count = sum(len(names) for _, names in found)
-    if all(len(names) == 1 for _, names in found) and (folder / DONE).is_file():
+    found = {stage: _count(folder / "attempts" / stage) for stage in stages(folder)}
+    count = sum(found.values())
+    if all(number == 1 and _ended_well(folder, stage) for stage, number in found.items()):
         return Spent(count)
-    tried = {stage: history(folder, stage) for stage, _ in found}
+    tried = {stage: _attempts(folder, stage) for stage in found}
     failed = sum(one["outcome"] not in FINE for attempts in tried.values() for one in attempts)
     return Spent(count, failed, waste(folder, tried))
+
+
+def _count(place: Path) -> int:
+    return sum(name.endswith(".json") for name in os.listdir(place)) if place.is_dir() else 0
+
+
+def _ended_well(folder: Path, stage: str) -> bool:
+    return (folder / DONE if stage == "train" else folder / "results" / f"{stage}.json").is_file()
+
+
+def _attempts(folder: Path, stage: str) -> list[dict[str, Any]]:
+    """Return the attempts at a stage; one that ended without a word, and that nobody has closed yet, as killed."""
+    found = [one for one in history(folder, stage) if "outcome" in one]
+    if found and not found[-1]["outcome"] and not holder(folder, stage):
+        found[-1] |= {"outcome": "killed", "seconds": max(0.0, found[-1]["sign"] - found[-1]["began"])}
+    return found
 
 
 def waste(folder: Path, tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> float:
@@ -84,5 +100,6 @@ def state(folder: Path, stage: str) -> tuple[str, str]:
         attempts = history(folder, name)
         if attempts and attempts[-1]["outcome"] != "done":
             kind = attempts[-1]["outcome"] or "killed"
-            return "failed", f"{name}: {kind}, {attempts[-1].get('reason', 'it ended without a word')}"
+            reason = " ".join(str(attempts[-1].get("reason", "it ended without a word")).split())
+            return "failed", f"{name}: {kind}, {reason}"
     return "waiting", "the run is finished" if (folder / DONE).is_file() else "the run is not finished"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,19 +16,25 @@ LIBRARIES = ("matplotlib", "pandas", "jinja2", "tabulate", "scipy", "tueplots")
 SKIPPED = ("last.pt", "previous.pt", "next.pt")  # a report does not look at weights
 
 
-def stamp(store: Path, out: Path, wanted: str) -> str:
-    """Return a digest over what a report is made of and what it wrote: the store's files, the code, the versions of the
-    libraries, what was asked for, and the outputs."""
-    seen = hashlib.sha256()
-    for line in (wanted, sys.version, *(f"{name} {version(name)}" for name in LIBRARIES)):
-        seen.update(line.encode())
+def sources(store: Path, wanted: str) -> str:
+    """Return a digest over what a report is made of: the store's files, the code, the versions of the libraries, and
+    what was asked for."""
     root = Path(__file__).resolve().parents[1]
-    folders = [*(root / name for name in CODE), store / "grids", out]
-    for folder in folders:
-        for line in _tree(folder):
-            seen.update(line.encode())
-    for line in (_line(store / "dropped.yaml"), *_runs(store)):
-        seen.update(line.encode())
+    versions = (sys.version, *(f"{name} {version(name)}" for name in LIBRARIES))
+    folders = [*(root / name for name in CODE), store / "grids"]
+    trees = (line for folder in folders for line in _tree(folder))
+    return _digest((wanted, *versions, *trees, _line(f"{store}/dropped.yaml"), *_runs(store)))
+
+
+def written(out: Path) -> str:
+    """Return a digest over the files in the folder of a report."""
+    return _digest(_tree(out))
+
+
+def _digest(lines: Iterable[str]) -> str:
+    seen = hashlib.sha256()
+    for line in lines:
+        seen.update(line.encode(errors="surrogateescape"))
     return seen.hexdigest()
 
 
@@ -38,30 +44,30 @@ def _tree(folder: Path) -> Iterator[str]:
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         for name in sorted(names):
             if not name.startswith("."):
-                yield _line(Path(path) / name)
+                yield _line(f"{path}/{name}")
 
 
-def _line(path: Path) -> str:
+def _line(path: str) -> str:
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
-        return f"{path} is not there\n"
-    return f"{path} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n"
+        return f"{path}\0is not there\n"
+    return f"{path}\0{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n"
 
 
 def _runs(store: Path) -> Iterator[str]:
-    """Yield what stands for the files of every run; of its attempts the times of their folders, which tell new ones."""
+    """Yield what stands for the files of every run; of its attempts the times of their folders, which tell new ones and
+    those that have ended: both are renamed into their place."""
     for folder in run_folders(store):
-        for place in (folder, folder / "results"):
+        for place in (folder, folder / "results", folder / "attempts"):
             yield from _entries(place)
-        yield from _entries(folder / "attempts")
 
 
 def _entries(folder: Path) -> Iterator[str]:
     try:
         with os.scandir(folder) as entries:
-            found = sorted((entry.name, entry.stat()) for entry in entries if entry.name not in SKIPPED)
+            names = sorted(entry.name for entry in entries if entry.name not in SKIPPED)
     except OSError:
         return
-    for name, status in found:
-        yield f"{folder}/{name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
+    for name in names:
+        yield _line(f"{folder}/{name}")

@@ -78,6 +78,19 @@ class Measure:
         return len(self.runs) - len(self.values)
 
 
+def counted_results(measures: Iterable[Measure]) -> tuple[int, int]:
+    """Return how many results were planned for some measures, several of one result once, and how many are missing: not
+    there, or without one of the metrics."""
+    planned: set[tuple[str, ...]] = set()
+    lacking: set[tuple[str, ...]] = set()
+    for one in measures:
+        for seed, run in one.runs.items():
+            planned.add((run, one.task, one.protocol))
+            if seed not in one.values:
+                lacking.add((run, one.task, one.protocol))
+    return len(planned), len(lacking)
+
+
 def paired(cell: Mapping[int, float], other: Mapping[int, float]) -> Paired:
     """Return the paired difference of two cells, each a mapping from seed to value, over their common seeds."""
     differences = [cell[seed] - other[seed] for seed in sorted(cell.keys() & other.keys())]

@@ -10,17 +10,21 @@ from types import MappingProxyType
 from typing import Any
 
 from reports.cells import MISSING, Cell, Column, Kind, Row, Table, comparison_cells, marked, measure_cell
-from reports.evidence import Result, read_result, same_but_seed
-from reports.stats import Measure, decimals, holm, paired
+from reports.evidence import Result, misshapen, read_result, same_but_seed
+from reports.stats import Measure, counted_results, decimals, holm, paired
 from smog.errors import UsageError
-from smog.store import result_path
+from smog.store import RUN_ID, result_path
 
 __all__ = ["MISSING", "Cell", "Column", "Row", "Table"]  # of reports/cells.py: what a table consists of
 
 Record = dict[str, Any]
 Results = dict[tuple[str, str], Result]  # (run, task) -> what the task wrote
 Dropped = Mapping[str, str]  # run -> why it does not count
-FIELDS = ("grid", "id", "title", "command", "mode", "axes", "baseline", "seeds", "metric", "tasks", "cells", "context")
+RECORD = {
+    "grid": str, "id": str, "title": str, "command": str, "mode": str, "axes": dict, "baseline": dict, "seeds": list,
+    "metric": str, "tasks": dict, "cells": list, "context": dict,
+}  # fmt: skip
+CELL = {"label": str, "baseline": bool, "reference": bool, "group_id": str, "runs": dict}
 TASKS = {
     "knn": "k-NN", "linear": "linear", "finetune": "fine-tuned", "semi": "semi-supervised", "coco": "detection",
     "ade20k": "segmentation", "supervised": "supervised", "diagnostics": "",
@@ -49,7 +53,7 @@ def grid_table(
     wanted = headlines(record)
     cells = in_order(record)
     for cell in cells:
-        _check_cell(Path(store), record, cell, results)
+        _check_cell(Path(store), record, cell, results, dropped)
     measures = [tuple(measure(results, record, cell, *pair, dropped) for pair in wanted) for cell in cells]
     headline = [".".join(pair) for pair in wanted].index(record["metric"])
     rows = [_bare_row(record, cell, found) for cell, found in zip(cells, measures, strict=True)]
@@ -58,17 +62,17 @@ def grid_table(
     notes = [_dropped(cell, dropped) for cell in cells]
     drawn = _drawn(record, rows, columns, headline, notes)
     rows = [dataclasses.replace(row, cells=own) for row, own in zip(rows, drawn, strict=True)]
-    planned = sum(len(one.runs) for row in rows for one in row.measures)
-    missing = sum(one.missing for row in rows for one in row.measures)
+    planned, missing = counted_results(one for row in rows for one in row.measures)
     caption = _caption(record, rows, missing, planned)
     return Table(
         record["grid"], record["id"], record["title"], caption, columns, tuple(rows), headline, planned, missing
     )
 
 
-def _check_cell(store: Path, record: Record, cell: Record, results: Results) -> None:
+def _check_cell(store: Path, record: Record, cell: Record, results: Results, dropped: Dropped) -> None:
+    counted = {seed: run for seed, run in runs_of(cell).items() if run not in dropped}
     for task in record["tasks"]:
-        found = {seed: results[run, task] for seed, run in runs_of(cell).items() if (run, task) in results}
+        found = {seed: results[run, task] for seed, run in counted.items() if (run, task) in results}
         same_but_seed(f"grid {record['grid']}, cell {cell['label']}, {task}", found, store)
 
 
@@ -79,15 +83,29 @@ def _dropped(cell: Record, dropped: Dropped) -> tuple[str, ...]:
 
 def check_record(record: Record) -> None:
     """Refuse a record that this version cannot read."""
-    lacks = [field for field in FIELDS if field not in record]
-    if lacks:
-        raise UsageError(f"the record of grid {record.get('grid')!r} lacks {', '.join(lacks)}; run the grid again")
+    name = record.get("grid") if isinstance(record, dict) else None
+    _check_shape(record, f"the record of grid {name!r}", RECORD)
+    for cell in record["cells"]:
+        _check_shape(cell, f"a cell of grid {record['grid']!r}", CELL)
+        for seed, run in cell["runs"].items():
+            if not (seed.isdecimal() and RUN_ID.fullmatch(str(run))):
+                raise UsageError(f"grid {record['grid']!r} has the run {run!r} as seed {seed!r}; run the grid again")
     if record["mode"] not in MODES:
         raise UsageError(f"grid {record['grid']!r} has the mode {record['mode']!r}; known: {', '.join(MODES)}")
     if record.get("family", "holm") != "holm":
         raise UsageError(f"grid {record['grid']!r} declares the family {record['family']!r}; known: holm")
-    if record["metric"].partition(".")[0] not in record["tasks"]:
+    task, _, metric = record["metric"].partition(".")
+    if task not in record["tasks"] or not metric:
         raise UsageError(f"grid {record['grid']!r} has the metric {record['metric']!r} of a task that it does not run")
+
+
+def _check_shape(found: Any, what: str, shape: Mapping[str, type]) -> None:
+    if not isinstance(found, dict):
+        raise UsageError(f"{what} is none; run the grid again")
+    if lacks := [name for name in shape if found.get(name) is None or (name == "cells" and not found[name])]:
+        raise UsageError(f"{what} lacks {', '.join(lacks)}; run the grid again")
+    if problem := misshapen(found, shape):
+        raise UsageError(f"{what}: {problem}; run the grid again")
 
 
 def headlines(record: Record) -> list[tuple[str, str]]:
@@ -144,7 +162,7 @@ def _places(record: Record) -> dict[tuple[str, ...], int]:
 def _key(record: Record, cell: Record) -> tuple[str, ...]:
     if record["mode"] == "one_factor":
         return str(cell["axis"]), str(cell["value"])
-    point = cell["point"]
+    point = point_of(record, cell)
     on_grid = _on_grid(record, point, cell["baseline"])
     return tuple(str(point[axis]) for axis in record["axes"]) if on_grid else ()
 
@@ -177,7 +195,7 @@ def measure(
     runs = {seed: run for seed, run in runs_of(cell).items() if run not in dropped}
     found = {seed: results[run, task] for seed, run in runs.items() if (run, task) in results}
     values = {seed: result["metrics"][metric] for seed, result in found.items() if metric in result["metrics"]}
-    images = min((result["inputs"]["val"] for result in found.values()), default=None)
+    images = min((one["inputs"]["val"] for one in found.values() if one["inputs"].get("val")), default=None)
     return Measure(task, record["tasks"][task], metric, runs, values, images)
 
 
@@ -265,7 +283,7 @@ def _drawn(
 
 def _caption(record: Record, rows: list[Row], missing: int, planned: int) -> str:
     seeds = ", ".join(str(seed) for seed in record["seeds"])
-    several = len(record["seeds"]) > 1
+    several, count = len(record["seeds"]) > 1, len(_comparisons(rows))
     context = "; ".join(f"{name} {value}" for name, value in record["context"].items())
     metric = column_title(*record["metric"].split(".", 1))
     parts = [
@@ -276,7 +294,7 @@ def _caption(record: Record, rows: list[Row], missing: int, planned: int) -> str
         else f"One seed ({seeds}): no standard deviation, no interval, no p.",
         f"Difference: {metric} minus that of the baseline at the same seed"
         + (" with its paired 95 % t interval; p of the paired t-test," if several else "."),
-        f"Holm-adjusted over the grid's {len(_comparisons(rows))} comparisons." if several else "",
+        f"Holm-adjusted over the grid's {count} comparison{'s' * (count != 1)}." if several else "",
         "Bold: the highest mean, and every entry whose paired 95 % t interval to it contains 0; underlined: the next."
         if several
         else "",

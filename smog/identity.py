@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -90,15 +90,16 @@ def versions(config: Config) -> dict[str, Any]:
 
 def ingredients(config: Config) -> dict[str, Any]:
     """Return everything that a run's identity is made of, by dotted name."""
-    return dict(_flat(_identity(config)))
+    return dict(leaves(_identity(config)))
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested dictionaries with their dotted names."""
     for name, value in content.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield f"{prefix}{name}", value
 
 
 def values_of(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

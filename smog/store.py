@@ -49,7 +49,11 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file of the store; a damaged one is named."""
     try:
-        return json.loads(path.read_text())
+        content = path.read_bytes()
+        found = json.loads(content)
+        if b"\\ud" in content.lower():  # half a character, which no file can be written of
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not readable JSON ({error}); move it away and run the command again") from None
 

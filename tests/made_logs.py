@@ -31,7 +31,7 @@ def with_diagnostics(store, record, ranks):
     record = {**record, "tasks": {**record["tasks"], "diagnostics": DIAGNOSTICS}}
     for run, rank in ranks.items():
         result = {
-            "schema": 1, "run_id": run, "group_id": "0" * 12, "seed": 0, "task": "diagnostics",
+            "schema": 1, "run_id": run, "group_id": "0" * 12, "seed": None, "task": "diagnostics",
             "protocol": DIAGNOSTICS, "settings": {}, "metrics": {"rankme": rank, "feature_std": 0.5},
             "cost": {"seconds": 2.0, "device": "cpu", "peak_memory": 1000},
             "inputs": {"data": "made", "train": 6000, "val": 2000},

@@ -4,6 +4,8 @@ import pytest
 from made_store import TASKS, cell, made_grid, record, run_id, write_result
 
 from reports.build import main
+from reports.check import _stale_rows
+from smog.errors import UsageError
 from smog.store import result_path, write_grid
 
 
@@ -157,3 +159,94 @@ def test_building_again_mends_it_and_removes_what_is_of_no_grid_any_more(built, 
     assert check(built, capsys)[0] == 0
     assert not (built / "out" / "tables" / "num_groups.md").exists()
     assert (built / "out" / "mine.txt").exists()
+
+
+def edit(path, *keys, value):
+    content = json.loads(path.read_text())
+    *parents, last = keys
+    place = content
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "files"),
+    [
+        (("cost", "seconds"), 999.0, ["REPRODUCE.md", "index.html: what it shows has changed"]),
+        (("cost", "device"), "abacus", ["index.html: what it shows has changed"]),
+        (("created",), "2020-01-01T00:00:00+00:00", ["index.html: what it shows has changed"]),
+        (("provenance", "commit"), "f" * 40, ["index.html: what it shows has changed"]),
+        (("cost", "peak_memory"), 1, []),  # which nothing shows
+        (("metrics", "other"), 1.0, []),
+    ],
+)
+def test_what_only_the_page_shows_makes_only_that_stale(built, capsys, keys, value, files):
+    edit(result_path(built / "store" / run_id("100", 1), "knn", TASKS["knn"]), *keys, value=value)
+    code, lines = check(built, capsys)
+    assert (code, lines[:-1]) == (int(bool(files)), [f"stale: {name}" for name in files])
+
+
+@pytest.mark.parametrize(
+    "change", [lambda old: old.replace(b"\n", b"\r\n"), lambda old: old[:-1], lambda old: old + b"\n"]
+)
+def test_an_edit_that_no_reader_sees_is_named(built, capsys, change):
+    path = built / "out" / "tables" / "num_groups.md"
+    path.write_bytes(change(path.read_bytes()))
+    code, lines = check(built, capsys)
+    assert code == 1
+    assert all(line.startswith("edited: tables/num_groups.md, line ") for line in lines[:-1])
+
+
+def test_an_edited_manifest_is_named(built, capsys):
+    path = built / "out" / "report.json"
+    path.write_text(path.read_text().replace("45.8 \u00b1 0.6", "99.8 \u00b1 0.6"))
+    assert check(built, capsys) == (1, ["edited: report.json", "1 problems"])
+    path.write_text('{"files": []}')
+    assert main([f"store={built / 'store'}", f"out={built / 'out'}", "check=true"]) == 2
+
+
+def test_rows_of_one_label_are_told_apart():
+    """By the label alone a change of the first would hide behind the second."""
+
+    def table(*texts):
+        rows = [{"row": "same", "digest": text, "cells": [text], "values": {}} for text in texts]
+        return {"caption": "", "columns": ["top-1"], "rows": rows}
+
+    assert list(_stale_rows("t", table("1", "2"), table("9", "2"))) == ["stale: table t, row same, top-1: 1 is now 9"]
+    assert list(_stale_rows("t", table("1", "2"), table("1", "9"))) == [
+        "stale: table t, row same (2), top-1: 2 is now 9"
+    ]
+    assert list(_stale_rows("t", table("1", "2"), table("1"))) == ["stale: table t, row same (2): no longer there"]
+
+
+def test_a_figure_that_could_not_be_drawn_is_no_problem_of_the_report(built, capsys, monkeypatch):
+    from reports import sheets
+    from reports.figures import Drawing
+
+    def gone():
+        raise UsageError("the images are gone")
+
+    sheet = Drawing("num_groups-neighbours", "Neighbours", "words", {"run": 1}, gone)
+    monkeypatch.setattr(sheets, "drawings", lambda *_: ([sheet], []))
+    for _ in range(2):  # and again: nothing tells when images come back
+        assert main([f"store={built / 'store'}", f"out={built / 'out'}"]) == 0
+        assert "not drawn: num_groups: Neighbours: the images are gone" in capsys.readouterr().out
+        assert check(built, capsys)[0] == 0
+    assert "Not drawn: Neighbours: the images are gone" in (built / "out" / "REPRODUCE.md").read_text()
+
+
+def test_a_part_of_the_store_is_checked_as_it_was_built(built, capsys):
+    made_grid(built / "store", grid="other", id="0" * 12)
+    out = built / "part"
+    assert main([f"store={built / 'store'}", f"out={out}", "grids=[other]", "venue=cvpr"]) == 0
+    assert main([f"store={built / 'store'}", f"out={out}", "check=true"]) == 0
+
+
+def test_two_outputs_of_one_name_are_refused(tmp_path, capsys):
+    for name in ("one", "one-curves"):
+        cells = [cell(tmp_path / "store", name, 1, {"knn": [50.0]}, baseline=True)]
+        write_grid(tmp_path / "store", record(cells, name, tasks={"knn": TASKS["knn"]}))
+    assert main([f"store={tmp_path / 'store'}", f"out={tmp_path / 'out'}"]) == 2
+    assert "figures/one-curves" in capsys.readouterr().err

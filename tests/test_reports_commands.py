@@ -1,4 +1,5 @@
 import shlex
+from dataclasses import replace
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -104,3 +105,20 @@ def test_a_detector():
 
 def test_a_task_of_another_version_has_no_command():
     assert task_command({"task": "tomorrow", "run_id": "0123456789ab"}) == ""
+
+
+@pytest.mark.parametrize("name", ["a'b", "x; $(id) `id` ~"])
+def test_a_shell_takes_a_value_for_nothing_but_a_value(name):
+    config = compose(["recipe=demo", *KNOWN])
+    config = replace(config, backbone=replace(config.backbone, name=name))
+    assert f"backbone.name={name}" in typed(config)
+    proved(config)
+
+
+def test_a_value_of_several_lines_has_no_command():
+    config = compose(["recipe=demo", *KNOWN])
+    assert train_command(replace(config, backbone=replace(config.backbone, name="a\nrm"))) == ""
+
+
+def test_a_detector_without_its_data_has_no_command():
+    assert task_command({"task": "coco", "run_id": "0123456789ab", "settings": {}}) == ""

@@ -1,10 +1,13 @@
+import json
+
 import pytest
-from made_store import made_grid, run_id
+from made_store import TASKS, made_grid, run_id
 
 from reports.build import main
 from reports.dropped import dropped
 from reports.tables import grid_table
 from smog.errors import UsageError
+from smog.store import result_path, write_grid
 
 
 @pytest.fixture
@@ -90,3 +93,40 @@ def test_an_entry_that_says_nothing_is_refused(store, made, text, words):
         dropped(store, [made])
     assert words in str(found.value)
     assert "dropped.yaml" in str(found.value)
+
+
+def change(store, run, **values):
+    path = result_path(store / run, "knn", TASKS["knn"])
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_dropped_run_may_differ_from_the_others(store, made, tmp_path, capsys):
+    change(store, run_id("300", 1), version=7)
+    assert main([f"store={store}", f"out={tmp_path / 'out'}"]) == 2
+    assert "differ in version" in capsys.readouterr().err
+    listed(store, f"- {{run: {run_id('300', 1)}, reason: by another version}}\n")
+    assert main([f"store={store}", f"out={tmp_path / 'out'}"]) == 0
+
+
+def test_entries_of_grids_that_are_not_asked_for_are_in_order(store, made, tmp_path):
+    write_grid(store, made | {"grid": "other"})
+    listed(store, "- {grid: other, cell: '30', seed: 1, reason: x}\n- {grid: num_groups, seed: 2, reason: y}\n")
+    assert main([f"store={store}", f"out={tmp_path / 'out'}", "grids=[num_groups]"]) == 0
+
+
+@pytest.mark.parametrize("run", ["grids", "", "../store"])
+def test_a_run_is_named_by_its_id(store, made, run):
+    listed(store, f"- {{run: '{run}', reason: x}}\n")
+    with pytest.raises(UsageError, match="no run"):
+        dropped(store, [made])
+
+
+def test_a_dropped_run_is_on_no_sheet_of_pictures(store, made, tmp_path, monkeypatch):
+    from reports import sheets
+
+    seen = []
+    monkeypatch.setattr(sheets, "drawings", lambda store, record, results, name: (seen.extend(results), [])[1:] * 2)
+    listed(store, f"- {{run: {run_id('300', 0)}, reason: x}}\n")
+    assert main([f"store={store}", f"out={tmp_path / 'out'}"]) == 0
+    assert (run_id("300", 1), "knn") in seen
+    assert (run_id("300", 0), "knn") not in seen

@@ -142,3 +142,63 @@ def test_a_configuration_that_is_no_yaml_is_named(store, tmp_path, capsys):
     path = store / run_id("300", 0) / "config.yaml"
     path.write_text("a: [")
     refused(store, tmp_path / "out", capsys, path, "can't be read")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("schema", "2", "no whole number"), ("cost", None, "lacks cost"), ("cost", {}, "lacks cost"),
+        ("cost.seconds", math.nan, "no finite number"), ("cost.seconds", "3", "no finite number"),
+        ("cost.device", ["x"], "no text"), ("inputs", None, "lacks inputs"), ("inputs.val", "x", "no whole number"),
+        ("metrics", {}, "lacks metrics"), ("metrics", [1], "no record"), ("provenance", None, "lacks provenance"),
+        ("provenance.versions", [1], "no record"), ("created", 5, "no text"), ("seed", "1", "no whole number"),
+        ("group_id", 7, "no text"), ("settings", [], "no record"), ("inputs.data", "\ud800", "not readable"),
+        ("seed", 7, "should be seed 1"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_one_line(store, tmp_path, capsys, name, value, words):
+    def change(content):
+        *parts, last = name.split(".")
+        for part in parts:
+            content = content[part]
+        content[last] = value
+
+    path = changed(store, run_id("100", 1), change)
+    refused(store, tmp_path / "out", capsys, path.parent.parent.name, words)
+
+
+@pytest.mark.parametrize("change", [{"settings": None}, {"seed": None}, {"schema": None}])
+def test_what_a_result_may_leave_open(store, change):
+    changed(store, run_id("100", 1), lambda content: content.update(change))
+    assert len(collect(store, ()).results) == 36
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("done", "[1]"), ("done", '{"seconds": NaN, "steps": 3}'), ("done", '{"seconds": "a"}'), ("env.json", "[]"),
+     ("env.json", '{"versions": [1]}'), ("env.json", '{"commit": 5}'), ("env.json", '{"device": "\\ud800"}')],
+)  # fmt: skip
+def test_a_file_of_a_run_that_is_of_another_kind_is_one_line(store, tmp_path, capsys, name, content):
+    path = store / run_id("100", 1) / name
+    path.write_text(content)
+    refused(store, tmp_path / "out", capsys, path, "move it away")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"grid": 5}, {"cells": None}, {"cells": []}, {"cells": [7]}, {"metric": "knn"}, {"tasks": ["knn"]}, {"title": 5},
+     {"context": None}, {"seeds": None}, {"axes": None}, {"id": "../x"}, {"schema": "1"}],
+)  # fmt: skip
+def test_a_record_of_another_kind_is_one_line(store, tmp_path, capsys, change):
+    (path,) = (store / "grids").glob("*.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    refused(store, tmp_path / "out", capsys, "grid")
+
+
+@pytest.mark.parametrize("runs", [{"0": "../../etc"}, {"x": "0" * 12}, {"0": 5}])
+def test_a_record_leads_to_no_place_outside_the_store(store, tmp_path, capsys, runs):
+    (path,) = (store / "grids").glob("*.json")
+    content = json.loads(path.read_text())
+    content["cells"][0]["runs"] = runs
+    path.write_text(json.dumps(content))
+    refused(store, tmp_path / "out", capsys, "has the run", "run the grid again")

@@ -275,3 +275,9 @@ def test_a_venue_sets_widths_and_fonts_within_its_context(tmp_path, name, text, 
 def test_an_unknown_venue_is_answered_with_the_nearest():
     with pytest.raises(UsageError, match="nearest: neurips"):
         plots.venue("nips")
+
+
+def test_a_grid_of_its_baseline_alone_has_no_figure_of_its_numbers(tmp_path):
+    made = crossed_grid(tmp_path, {"method.num_groups": [10]})
+    names = [one.name for one in drawings(tmp_path, made, grid_table(tmp_path, made), "one")]
+    assert "one" not in names

@@ -131,3 +131,31 @@ def test_a_rival_of_the_very_subject_gives_the_gap(store, monkeypatch):
     assert [cell.text for cell in row.cells[-2:]] == ["46", "\u22120.2 (within 2.0)"]
     assert row.cells[-2].marks == ("reported",)
     assert not any(row.kind == "reported" for row in table.rows)
+
+
+@pytest.mark.parametrize(("crops", "stands"), [("2x32", True), ("", True), ("2x32+6x16", False)])
+def test_a_rival_of_other_crops_is_no_measure_of_ours(store, monkeypatch, crops, stands):
+    from reports import paper
+    from reports.published import Rival
+
+    words = ("SMoG", "resnet10_small", "5.5", "128", crops, "theirs")
+    rival = Rival("SMoG", words, {"top1": 46.0, "top5": 77.0}, "a paper: reported", exact=True)
+    monkeypatch.setattr(paper, "rivals_of", lambda *_: [rival])
+    table = table_of(store)
+    assert (table.columns[-1].title == "gap") == stands
+    assert [row.kind for row in table.rows][-1] == "reported"  # its other number is nowhere else
+
+
+def test_what_a_method_does_not_have_is_blank_and_sets_no_digits(store):
+    """Raw pixels have no groups; and a reference that varies widely does not cost the others their digits."""
+    made = json.loads(next((store / "grids").glob("*.json")).read_text())
+    for one in made["cells"]:
+        for seed, run in one["runs"].items():
+            path = result_path(store / run, "knn", TASKS["knn"])
+            noise = int(seed) * (10 if one["reference"] else 0.01)
+            metrics = {"rankme": 50.0 + noise} | ({} if one["label"] == "raw pixels" else {"nmi": 0.5})
+            content = json.loads(path.read_text()) | {"task": "diagnostics", "metrics": metrics}
+            path.with_name(f"diagnostics@{TASKS['knn']}.json").write_text(json.dumps(content))
+    rows = shown(table_of(store, "diagnostics-garments"))
+    assert rows["raw pixels, pixels, demo"][6:8] == ["60.000 \u00b1 10.000", ""]
+    assert rows[TRAINED][6] == "50.010 \u00b1 0.010"

@@ -77,8 +77,10 @@ def test_imagenet_k_nn_is_theirs_at_their_settings_alone():
 
 def test_our_backbones_are_known_by_the_names_in_papers():
     rivals = rivals_of("linear", {"inputs": {"train": 1_281_167, "val": 50_000}}, {"data.name": "imagefolder"})
-    swav = next(rival for rival in rivals if rival.words[0] == "SwAV" and rival.words[2] == "400")
-    assert swav.of(("SwAV", "resnet50", "400", "256", "2x224", "imagenet_r50"))
+    swav = next(rival for rival in rivals if rival.words[:5] == ("SwAV", "ResNet-50", "400", "4096", "2x224+6x96"))
+    assert swav.of(("SwAV", "resnet50", "400", "4096", "2x224 + 6x96", "imagenet_r50"))
+    assert not swav.of(("SwAV", "resnet50", "400", "256", "2x224 + 6x96"))  # of another batch, of other crops
+    assert not swav.of(("SwAV", "resnet50", "400", "4096", "2x224"))
     assert not swav.of(("SwAV", "resnet18", "400"))
     assert not swav.of(("SMoG", "resnet50", "400"))
 

@@ -1,9 +1,10 @@
+import json
 import re
 import shlex
 
 import pytest
 import yaml
-from made_store import configured, made_grid, run_id
+from made_store import config_text, configured, made_grid, run_id, write_result
 
 from reports.build import main
 from reports.collect import collect
@@ -11,7 +12,7 @@ from reports.reproduce import to_model_index, to_reproduce
 from smog.attempts import attempt
 from smog.config import compose, load
 from smog.identity import group_id
-from smog.store import result_path
+from smog.store import result_path, write_grid
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def answers(text):
 def test_the_checklist_is_filled_in(store):
     found = answers(text_of(store))
     assert found["hyper-parameters considered in num_groups"] == "method.num_groups: 30, 100, 300, 1000"
-    assert found["number of training runs"] == "18, seeds 0, 1, 2"
+    assert found["number of training runs"] == "12 finished, seeds 0, 1, 2"
     assert found["number of evaluation runs"] == "36"
     assert found["seeds that were left out"] == "none"
     assert found["average training time of a run"] == "60 s"
@@ -95,3 +96,48 @@ def test_a_draft_says_so(store, tmp_path):
     result_path(store / run_id("30", 0), "knn", "aaaaaaaa").unlink()
     assert "**DRAFT**" in text_of(store)
     assert "**DRAFT**" not in to_reproduce(collect(tmp_path / "store", ()).report).replace("**DRAFT**", "", 1)
+
+
+def as_segmentor(store, label):
+    """Turn the k-NN results of a cell into those of a segmentor, whose protocol is told in words with a comma."""
+    for seed in (0, 1, 2):
+        path = result_path(store / run_id(label, seed), "knn", "aaaaaaaa")
+        settings = {"data": "made", "decoder": "upernet", "name": "smoke"}
+        content = {"task": "ade20k", "metrics": {"miou": 40.0 + seed}, "settings": settings}
+        path.with_name("ade20k@aaaaaaaa.json").write_text(json.dumps(json.loads(path.read_text()) | content))
+
+
+def test_the_model_index_names_the_images_and_no_untrained_network(store):
+    as_segmentor(store, "300")
+    as_segmentor(store, "untrained")
+    (path,) = (store / "grids").glob("*.json")
+    made = json.loads(path.read_text())
+    cells = [one for one in made["cells"] if one["label"] in ("300", "untrained")]
+    for one in cells:
+        one |= {"axis": "start", "value": one["label"], "reference": False}
+    write_grid(store, made | {"grid": "starts", "cells": cells, "axes": {"start": ["300", "untrained"]}})
+    models = yaml.safe_load(to_model_index(collect(store, ()).report))["model-index"]
+    assert [model["name"].partition(",")[0] for model in models] == ["SMoG"]
+    one = next(one for one in models[0]["results"] if one["task"]["type"] == "image-segmentation")
+    assert one["task"]["name"] == "Segmentation, made (upernet, smoke)"
+    assert one["dataset"]["name"] == "made"
+
+
+def test_models_of_one_name_stay_apart(store):
+    for label in ("a", "b"):
+        for seed in (0, 1):
+            run = run_id(label, seed)
+            write_result(store, run, seed, "knn", 60.0, group=run_id(label))
+            text = config_text("method.temperature=0.3").replace("seed: 0\n", f"seed: {seed}\n", 1)
+            (store / run / "config.yaml").write_text(text.replace("abcdef012345", label * 12))
+    models = yaml.safe_load(to_model_index(collect(store, ()).report))["model-index"]
+    assert [len(model["results"]) for model in models if "temperature" in model["name"]] == [1, 1]
+
+
+def test_a_run_that_never_began_is_of_no_commit(store):
+    before = re.search("The runs are of the code at .*", text_of(store))[0]
+    (path,) = (store / "grids").glob("*.json")
+    made = json.loads(path.read_text())
+    made["cells"][2]["runs"]["3"] = run_id("never")
+    path.write_text(json.dumps(made))
+    assert re.search("The runs are of the code at .*", text_of(store))[0] == before

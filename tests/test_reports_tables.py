@@ -11,9 +11,10 @@ from made_store import AXIS, TASKS, cell, crossed_grid, made_grid, named_cell, r
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from reports.latex import to_latex
 from reports.markup import to_html
 from reports.tables import grid_table, point_of
-from reports.writers import to_csv, to_json, to_latex, to_markdown
+from reports.writers import plain, to_csv, to_json, to_markdown
 from smog.errors import UsageError
 from smog.store import result_path
 
@@ -87,7 +88,7 @@ def test_missing_results_are_said_and_never_best(tmp_path):
     assert shown["b"][2] == "2/3"
     assert shown["b"][3].endswith("(n = 2)")
     assert shown["c"][1:] == ["-- (0/3)", "0/3", "--", "--"]
-    assert {row.label for row in table.rows if "best" in row.cells[1].marks} == {"a"}
+    assert not any("best" in row.cells[1].marks for row in table.rows)  # of one that is whole nobody knows
     assert "5 of 12 results are missing" in table.caption
     for drawn in (to_markdown(table), to_latex(table), to_html(table)):
         assert "2 of 3 results" in drawn
@@ -251,6 +252,60 @@ class Tags(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+def test_one_seed_is_never_marked_and_one_row_is_no_winner(tmp_path):
+    cells = [
+        cell(tmp_path, "base", 1, {"knn": [50.0, 51.0, 52.0]}, baseline=True),
+        cell(tmp_path, "once", 2, {"knn": [40.0]}),
+    ]
+    tasks = {"knn": TASKS["knn"]}
+    rows = {row.label: row.cells[1].marks for row in grid_table(tmp_path, record(cells, tasks=tasks)).rows}
+    assert rows == {"base": ("best",), "once": ()}
+    [alone] = grid_table(tmp_path, record(cells[:1], tasks=tasks)).rows
+    assert alone.cells[1].marks == ()
+
+
+def test_several_metrics_of_a_result_are_one_result(tmp_path):
+    """A detector has two columns; what lacks one of them is one missing result."""
+    cells = [cell(tmp_path, "base", 1, {"knn": [50.0, 51.0]}, baseline=True)]
+    for seed, metrics in enumerate(({"box_ap": 1.0, "mask_ap": 2.0}, {"box_ap": 1.0})):
+        path = result_path(tmp_path / run_id("base", seed), "knn", TASKS["knn"])
+        content = json.loads(path.read_text()) | {"task": "coco", "metrics": metrics}
+        path.with_name(f"coco@{TASKS['knn']}.json").write_text(json.dumps(content))
+    table = grid_table(tmp_path, record(cells, tasks={"coco": TASKS["knn"]}, metric="coco.box_ap"))
+    assert (table.planned, table.missing) == (2, 1)
+    assert "1 of 2 results are missing" in table.caption
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["*b* and **c**", "_i_ __j__", "`code`", "[a](b)", "[a][b]", "$x^2$", "~~no~~", "&lt;b&gt;", "\\* \\|"],
+)
+def test_markdown_finds_no_markup_in_text(text):
+    drawn = plain(text)
+    assert re.sub(r"\\(.)", r"\1", drawn).replace("&amp;", "&") == text  # reads as it was written
+    bare = re.sub(r"\\.", "", drawn)
+    assert not re.search(r"[*`$~|\\]|(?<!\w)_|_(?!\w)|\]\(|\]\[|&(?!amp;)", bare)
+
+
+def test_names_of_keys_and_intervals_stay_as_they_are():
+    for text in (
+        "method.num_groups",
+        "\u22123.8 [\u22126.6, \u22121.1]",
+        "< 0.001",
+        "k-NN top-1 (%)",
+        "a & b",
+        "100 (baseline)",
+    ):
+        assert plain(text) == text
+
+
+@pytest.mark.parametrize("title", ["# a", "> a", "- a", "1. a", "12) a", "=== a"])
+def test_a_title_makes_no_block_of_the_caption(tmp_path, title):
+    drawn = to_markdown(grid_table(tmp_path, made_grid(tmp_path, title=title)))
+    caption = next(line for line in drawn.splitlines() if "Mean \u00b1" in line)
+    assert re.match(r"\d*\\", caption)
 
 
 def test_html_and_markdown_escape(tmp_path):
