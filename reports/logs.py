@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from reports.metric import MARKS, full_name
 from reports.tables import Row, Table
@@ -81,7 +82,7 @@ def _parsed(line: bytes, path: Path) -> dict[str, object]:
     return found
 
 
-def _number(value: object) -> bool:
+def _number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -91,7 +92,7 @@ def points_of(log: Log, stride: int = 1) -> list[Point]:
         lines = file.read(log.size).splitlines()
     chosen = [*lines[:-1:stride], lines[-1]]
     found = [{name: value for name, value in _parsed(line, log.path).items() if _number(value)} for line in chosen]
-    return [point for point in found if "epoch" in point]  # type: ignore[misc]
+    return [point for point in found if "epoch" in point]
 
 
 def stride_of(courses: Sequence[Course], panels: int) -> int:

@@ -161,8 +161,8 @@ def _draw_panel(ax: Axes, panel: Panel) -> None:
         ax.set_xlim(-0.5, len(panel.values) - 0.25)
     draw_cells(ax, panel.positions, panel.rows, panel.place)
     if panel.numeric:
-        found = [(x, row.measures[panel.place].summary.mean) for x, row in zip(panel.positions, panel.rows)]  # noqa: B905
-        line = [(x, mean) for x, mean in found if mean is not None]
+        means = [row.measures[panel.place].summary.mean for row in panel.rows]
+        line = [(x, mean) for x, mean in zip(panel.positions, means, strict=True) if mean is not None]
         ax.plot([x for x, _ in line], [mean for _, mean in line], color=BLUE, lw=0.8, alpha=0.5, zorder=2)
     name_places(ax.xaxis, panel.positions, panel.names)
     ax.set_xlabel(fonts.legible(panel.axis))

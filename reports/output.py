@@ -161,7 +161,7 @@ def as_drawn(store: Path, collected: Collected, out: Path) -> Report:
 
 def _finished(report: Report, sections: Sequence[tuple[Section, list[Job]]], files: Sequence[Files | str]) -> Report:
     found = iter(files)
-    finished = [_with_files(section, list(zip(jobs, found))) for section, jobs in sections]  # noqa: B905 (takes its own)
+    finished = [_with_files(section, list(zip(jobs, found, strict=False))) for section, jobs in sections]
     return dataclasses.replace(report, sections=tuple(finished))
 
 
