@@ -83,15 +83,22 @@ def _named(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _stale_cells(where: str, old: Mapping[str, Any], new: Mapping[str, Any], columns: list[str]) -> Iterator[str]:
     why = "; ".join(_changed(old["values"], new["values"]))
-    said = False
-    for title, a, b in zip(columns, old["cells"], new["cells"], strict=False):
-        if a != b:
-            yield f"stale: {where}, {title}: {a or 'nothing'} is now {b or 'nothing'}" + (f" ({why})" if why else "")
-            said = True
+    said = list(_differing_cells(old, new, columns))
     if not said:
         yield f"stale: {where}: the text of its cells is the same" + (
             f", what is behind it is not ({why})" if why else ""
         )
+    for words in said:
+        yield f"stale: {where}, {words}" + (f" ({why})" if why else "")
+
+
+def _differing_cells(old: Mapping[str, Any], new: Mapping[str, Any], columns: list[str]) -> Iterator[str]:
+    before, after = (zip(row["cells"], row.get("marks", row["cells"]), strict=False) for row in (old, new))
+    for title, (text, marks), (text_now, marks_now) in zip(columns, before, after, strict=False):
+        if text != text_now:
+            yield f"{title}: {text or 'nothing'} is now {text_now or 'nothing'}"
+        elif marks != marks_now:
+            yield f"{title}: {text} was {marks or 'not marked'}, and is now {marks_now or 'not marked'}"
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

@@ -116,6 +116,7 @@ def shown(section: Section) -> dict[str, Any]:
             "row": row.label,
             "digest": row.digest,
             "cells": [cell.text for cell in row.cells],
+            "marks": [" ".join(cell.marks) for cell in row.cells],
             "values": {
                 f"{one.task}@{one.protocol}.{one.metric}": {one.runs[seed]: value for seed, value in one.values.items()}
                 for one in row.measures

@@ -66,6 +66,14 @@ def test_a_value_of_the_baseline_makes_the_differences_to_it_stale(built, capsys
     assert [line.partition("row ")[2].partition(",")[0] for line in named] == ["30", "100", "1000"]
 
 
+def test_a_cell_that_is_no_longer_the_best_is_named(built, capsys):
+    """Its own text stays: another one is better now."""
+    for seed, value in enumerate([61.0, 61.5, 61.2]):
+        change(built, "30", seed, value)
+    _, lines = check(built, capsys)
+    assert any(", row 1000, k-NN top-1 (%): 45.7 ± 1.1 was best tie, and is now not marked" in line for line in lines)
+
+
 def test_a_value_that_changes_no_text_is_named_too(built, capsys):
     change(built, "1000", 1, 52.6000001, "linear")
     code, lines = check(built, capsys)
