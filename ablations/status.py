@@ -14,9 +14,9 @@ from ablations.plan import Cell, Plan, shared
 from ablations.policies import POLICIES
 from ablations.stock import Stock
 from ablations.work import Job
-from reports.build import duration
 from reports.spent import last_row, waste
 from smog.attempts import history, holder, stages
+from smog.cost_text import duration
 from smog.failures import KINDS
 
 SHOWN = 40  # cells that a terminal shows; format=json has all
@@ -182,12 +182,14 @@ def summary(found: Status) -> str:
     left = max((state.left or 0.0 for state in found.states.values() if state.name == "running"), default=0.0)
     waste = sum(state.waste for state in found.states.values())
     return "; ".join(
-        part for part in (runs, apart, f"{duration(left)} left of what runs" * bool(left), _wasted(waste)) if part
+        part
+        for part in (runs, apart, f"{duration(left / 3600)} left of what runs" * bool(left), _wasted(waste))
+        if part
     )
 
 
 def _wasted(seconds: float) -> str:
-    return f"{duration(seconds)} spent on attempts that left no result" if seconds >= 1 else ""
+    return f"{duration(seconds / 3600)} spent on attempts that left no result" if seconds >= 1 else ""
 
 
 def _table(plan: Plan, found: Status) -> Any:
@@ -222,7 +224,7 @@ def _row(cell: Cell, found: Status) -> list[Any]:
         Text(cell.label + (" (baseline)" if cell.baseline and cell.label != "baseline" else "")),
         f"{done}/{len(runs)}",
         Text(", ".join(dict.fromkeys(map(_now, states))), style="" if done == len(runs) else "yellow"),
-        "" if left is None else duration(left),
+        "" if left is None else duration(left / 3600),
         "" if loss is None else f"{loss:.3f}",
         Text(_mean(values, len(runs)), style="" if complete else "bright_black"),
     ]

@@ -211,14 +211,5 @@ def _check(request: Request) -> int:
     return 1 if found else 0
 
 
-def duration(seconds: float) -> str:
-    """Return seconds in words: 12 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,7 @@ import pytest
 from made_store import AXIS, TASKS, cell, crossed_grid, made_grid, record, run_id
 
 from reports import output
-from reports.build import duration, main
+from reports.build import main
 from reports.collect import chosen
 from smog.attempts import attempt
 from smog.store import result_path, write_grid
@@ -285,10 +285,6 @@ def test_the_page_is_self_contained_and_escapes(tmp_path):
     assert not {"img", "link", "b"} & set(page.tags)
     assert page.outside == []
     assert len(page.ids) == len(set(page.ids))
-
-
-def test_duration():
-    assert [duration(seconds) for seconds in (3.4, 59.6, 200, 7500)] == ["3 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"]
 
 
 def test_a_crossed_grid_of_many_cells_is_drawn_whole(tmp_path):
