@@ -21,10 +21,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from debian import apt
+
 NODES = ("n1", "n2")
 MAX_ARRAY = 4
 HOSTS = Path("/etc/hosts")
-INSTALL = ("apt-get update -qq", "apt-get install -y -qq --no-install-recommends slurm-wlm munge")
+PACKAGES = "slurm-wlm munge"
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scontrol", "scancel")
 # cred_expire: a requeued job waits that long; without it two minutes. MinJobAge: the stand-in for sacct asks slurmctld.
 # preempt_send_user_signal: a preempted job gets the signal of --signal as well, as submitit advises clusters to set it.
@@ -71,13 +75,8 @@ def missing() -> str:
 def install() -> str:
     """Install Slurm where it is missing and that is possible; return why it is not there after all, or nothing."""
     reason = missing()
-    if not reason.startswith("Slurm") or not shutil.which("apt-get"):
-        return reason
-    settings = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in INSTALL:
-        done = subprocess.run(command.split(), env=settings, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return f"{reason}, and `{command}` failed: {' '.join(done.stderr.split())[-200:]}"
+    if reason.startswith("Slurm") and (failed := apt(PACKAGES)):
+        return f"{reason}, and {failed}"
     return missing()
 
 
