@@ -4,13 +4,12 @@ import base64
 from dataclasses import replace
 from pathlib import Path
 
-from made_store import TASKS, run_id
+from made_store import TASKS, configured
 
 from reports.cells import Cell, Row, Table
 from reports.evidence import read_results
 from reports.report import Gap, Picture, Report, Run, Runs, Section
 from reports.tables import grid_table
-from smog.config import compose, dump
 from smog.store import read_json, write_json
 
 SVG = b"""<?xml version="1.0"?>
@@ -19,18 +18,13 @@ SVG = b"""<?xml version="1.0"?>
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 
 
-def configured(store: Path, made: dict) -> dict:
-    """Give the runs of a grid their configuration, as if they had been trained by it; return the record."""
-    for cell in made["cells"]:
-        cell["group_id"] = run_id(cell["label"])
-        changes = [f"method.num_groups={cell['value']}"] if isinstance(cell["value"], int) else ["optim.epochs=1"]
-        for seed, run in cell["runs"].items():
-            (store / run / "config.yaml").write_text(
-                dump(compose(["recipe=demo", *changes, f"seed={seed}", "data.fingerprint=made"]))
-            )
+def documented(store: Path, made: dict) -> dict:
+    """Give the runs of a grid all that the page tells of a run, as if they had been trained; return the record."""
+    for cell in configured(store, made)["cells"]:
+        for run in cell["runs"].values():
             write_json(store / run / "env.json", {"commit": "d" * 40, "dirty": False, "versions": {"torch": "2.9"}})
             for path in (store / run / "results").glob("*.json"):
-                write_json(path, read_json(path) | {"group_id": cell["group_id"], "settings": {"k": 20}})
+                write_json(path, read_json(path) | {"settings": {"k": 20}})
     return made
 
 

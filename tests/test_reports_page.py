@@ -56,7 +56,7 @@ def data_of(drawn):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     store = tmp_path_factory.mktemp("page")
-    return store, make.configured(store, made_grid(store))
+    return store, make.documented(store, made_grid(store))
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_what_is_missing_is_said_three_times(tmp_path):
         cell(tmp_path, "b", 6, {"knn": [70.0, None, 72.0]}),
         cell(tmp_path, "c", 7, {"knn": [None] * 3}),
     ]
-    grid = make.configured(tmp_path, record(cells, tasks={"knn": TASKS["knn"]}))
+    grid = make.documented(tmp_path, record(cells, tasks={"knn": TASKS["knn"]}))
     report = make.report(tmp_path, grid)
     drawn = Elements(page.render(report).decode())
     assert drawn.named("body", **{"class": "draft"})
@@ -189,7 +189,7 @@ def test_a_complete_report_is_no_draft(report):
 
 def test_hostile_texts_stay_texts(tmp_path):
     cells = [cell(tmp_path, HOSTILE, 5, {"knn": [50.0, 51.0, None]}, baseline=True)]
-    grid = make.configured(tmp_path, record(cells, tasks={"knn": TASKS["knn"]}, title=HOSTILE, axes={HOSTILE: [5]}))
+    grid = make.documented(tmp_path, record(cells, tasks={"knn": TASKS["knn"]}, title=HOSTILE, axes={HOSTILE: [5]}))
     report = make.report(tmp_path, grid, dropped={"<i>a</i>": HOSTILE}, notes=(HOSTILE,))
     config = next(iter(report.runs.values())).config | {"a": "</script><script>alert(1)</script><!--"}
     runs = {name: replace(run, config=config, command=HOSTILE) for name, run in report.runs.items()}
@@ -280,6 +280,6 @@ def test_two_protocols_of_a_task_stay_apart(tmp_path):
         write_result(tmp_path, run, 0, "knn", 99.0)
     finally:
         TASKS["knn"] = own
-    data = json.loads(embedded(make.report(tmp_path, make.configured(tmp_path, grid))))
+    data = json.loads(embedded(make.report(tmp_path, make.documented(tmp_path, grid))))
     assert [data["protocols"][one[0]][0] for one in data["runs"][run][7]] == list(make.PROTOCOLS.values())
     assert AXIS in data["base"]
